@@ -1,1 +1,18 @@
+//! The replicated state of the whole platform.
+//!
+//! [`model`] names the objects, [`state`] changes them (pure and deterministic), [`view`] reads them
+//! without locks, [`watch`] says when to read again, and the rooms below replicate and keep them.
+//! There is no HTTP, no DNS and no clock in here: time reaches the state machine inside commands.
 
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod model;
+pub mod replica;
+pub mod state;
+pub mod view;
+pub mod watch;
+
+pub use command::{Command, Outcome};
+pub use replica::{Committed, Registry, Replica};
+pub use view::View;

@@ -1,0 +1,229 @@
+//! What can be asked of the state machine, and what it answers.
+//!
+//! A command is decided before it is proposed: it carries every value it needs, times included, so
+//! that each replica comes to the same result. On the wire and in the log it is one version byte
+//! followed by a MessagePack map; fields can be added with a default, variants can be added at will.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, NodeService, Str};
+
+/// The version of the encoding that [`Command::encode`] writes.
+const ENCODING: u8 = 1;
+
+/// One change to the replicated state. Applied whole or not at all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    Register(Box<Register>),
+    Deregister(Deregister),
+    Kv(KvCommand),
+    Config(ConfigCommand),
+}
+
+/// Puts a node, an instance on it and checks into the catalog. What is there and says the same is
+/// left alone, and keeps its indexes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Register {
+    pub node: Node,
+    /// An existing node keeps what it says; a missing one is still created.
+    #[serde(default)]
+    pub skip_node_update: bool,
+    #[serde(default)]
+    pub service: Option<NodeService>,
+    #[serde(default)]
+    pub checks: Vec<HealthCheck>,
+}
+
+/// Takes a node, an instance or a check out of the catalog. Removing what is not there succeeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Deregister {
+    pub node: Str,
+    pub target: DeregisterTarget,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum DeregisterTarget {
+    /// The node with everything on it.
+    Node,
+    /// The instance with this id, and its checks.
+    Service(Str),
+    /// The check with this id.
+    Check(Str),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum KvCommand {
+    Set {
+        entry: KvEntry,
+    },
+    /// Sets if the entry was last modified at `index`; 0: only if there is none.
+    CompareAndSet {
+        entry: KvEntry,
+        index: u64,
+    },
+    Delete {
+        key: Str,
+    },
+    /// Deletes if the entry was last modified at `index`. A missing key is a success.
+    CompareAndDelete {
+        key: Str,
+        index: u64,
+    },
+    DeleteTree {
+        prefix: Str,
+    },
+    /// Forgets deletions up to this index; watchers that are older start over.
+    ReapTombstones {
+        up_to: u64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ConfigCommand {
+    Upsert {
+        entry: ConfigEntry,
+    },
+    CompareAndUpsert {
+        entry: ConfigEntry,
+        index: u64,
+    },
+    Delete {
+        kind: ConfigEntryKind,
+        name: Str,
+    },
+    CompareAndDelete {
+        kind: ConfigEntryKind,
+        name: Str,
+        index: u64,
+    },
+}
+
+/// What a command came to, on every replica alike.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Done. Also the outcome of an entry without a command.
+    Done,
+    /// The answer of a check-and-set: whether it took place.
+    Applied(bool),
+    /// Refused, and nothing changed.
+    Refused(Refusal),
+}
+
+/// Why the state machine refused a command. The texts are Consul's where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("Must provide node")]
+    NodeNameMissing,
+    #[error("Must provide address if SkipNodeUpdate is not set")]
+    AddressMissing,
+    #[error("Must provide service name with ID")]
+    ServiceNameMissing,
+    #[error("Must provide check ID or name")]
+    CheckIdMissing,
+    #[error(
+        "Node name {name} is reserved by node {holder_id} with name {holder_name} ({holder_address})"
+    )]
+    NodeNameReserved {
+        name: Str,
+        holder_id: Str,
+        holder_name: Str,
+        holder_address: Str,
+    },
+    #[error("Unknown service ID '{0}' for check ID '{1}'")]
+    UnknownService(Str, Str),
+    #[error("Check {check} is for node '{other}', but the registration is for node '{node}'")]
+    WrongNode { check: Str, other: Str, node: Str },
+    #[error("Must provide key name")]
+    KeyMissing,
+}
+
+/// A command that cannot be read: written by a newer wharf, or damaged.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("empty command")]
+    Empty,
+    #[error("command encoding {0} is newer than this binary's {ENCODING}")]
+    Version(u8),
+    #[error("unreadable command: {0}")]
+    Body(#[from] rmp_serde::decode::Error),
+}
+
+impl Command {
+    /// The bytes that are replicated.
+    ///
+    /// # Panics
+    /// Never: the model has no value that MessagePack cannot hold, and memory is the only limit.
+    pub fn encode(&self) -> Bytes {
+        let mut buffer = BytesMut::with_capacity(256).writer();
+        buffer.get_mut().put_u8(ENCODING);
+        self.serialize(&mut rmp_serde::Serializer::new(&mut buffer).with_struct_map())
+            .expect("the model always encodes");
+        buffer.into_inner().freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Command, DecodeError> {
+        match bytes.split_first() {
+            None => Err(DecodeError::Empty),
+            Some((&ENCODING, body)) => Ok(rmp_serde::from_slice(body)?),
+            Some((&version, _)) => Err(DecodeError::Version(version)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_survive_the_log() {
+        let commands = [
+            Command::Register(Box::new(Register {
+                node: Node {
+                    name: "n1".into(),
+                    address: "10.0.0.1".into(),
+                    ..Node::default()
+                },
+                service: Some(NodeService {
+                    id: "web-1".into(),
+                    name: "web".into(),
+                    tags: ["a".into(), "b".into()].into(),
+                    port: 80,
+                    ..NodeService::default()
+                }),
+                ..Register::default()
+            })),
+            Command::Kv(KvCommand::Set {
+                entry: KvEntry {
+                    key: "a/b".into(),
+                    value: Bytes::from_static(b"\x00\xff"),
+                    flags: u64::MAX,
+                    ..KvEntry::default()
+                },
+            }),
+            Command::Kv(KvCommand::DeleteTree {
+                prefix: "a/".into(),
+            }),
+            Command::Deregister(Deregister {
+                node: "n1".into(),
+                target: DeregisterTarget::Service("web-1".into()),
+            }),
+        ];
+        for command in commands {
+            assert_eq!(Command::decode(&command.encode()).unwrap(), command);
+        }
+    }
+
+    #[test]
+    fn a_newer_encoding_is_named() {
+        assert!(matches!(
+            Command::decode(&[2, 0x80]),
+            Err(DecodeError::Version(2))
+        ));
+        assert!(matches!(Command::decode(&[]), Err(DecodeError::Empty)));
+        assert!(matches!(
+            Command::decode(&[1, 0xc1]),
+            Err(DecodeError::Body(_))
+        ));
+    }
+}

@@ -1,0 +1,123 @@
+//! The state machine: tables, and how a command changes them.
+//!
+//! Pure and deterministic: no clock, no randomness, no IO, and every collection has an order. The
+//! tables are persistent, so a copy of the whole state is a handful of pointers; that copy is what
+//! readers get ([`crate::view::View`]) and what a snapshot is written from.
+//!
+//! Besides the rows, the state keeps *indexes*: the log index at which the answer to a kind of
+//! question last changed. A blocking query compares its index with one of them, and each is moved
+//! together with the watch key that wakes the query ([`Touched`]).
+
+mod catalog;
+mod config_entry;
+pub(crate) mod kv;
+mod records;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use imbl::OrdMap;
+
+use crate::{
+    command::{Command, Outcome},
+    model::{ConfigEntry, ConfigEntryKind, KvEntry, Str},
+    watch::WatchKey,
+};
+
+pub use catalog::{Instance, InstanceKey, NodeEntry, ServiceEntry};
+pub use records::{Record, RecordError};
+
+/// All replicated state of the platform at one index.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// By folded name.
+    pub(crate) nodes: OrdMap<Str, Arc<NodeEntry>>,
+    /// Node id to folded name, for the nodes that have an id.
+    pub(crate) node_ids: OrdMap<Str, Str>,
+    /// By folded name; a service without instances has no entry.
+    pub(crate) services: OrdMap<Str, Arc<ServiceEntry>>,
+    pub(crate) kv: OrdMap<Str, Arc<KvEntry>>,
+    /// Keys that were deleted, until reaped: a watcher of a prefix must see its index move.
+    pub(crate) tombstones: OrdMap<Str, kv::Tombstone>,
+    pub(crate) config: OrdMap<(ConfigEntryKind, Str), Arc<ConfigEntry>>,
+    pub(crate) indexes: Indexes,
+}
+
+/// When the answer to a whole-table question last changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Indexes {
+    /// The last entry applied.
+    pub applied: u64,
+    /// The list of nodes.
+    pub nodes: u64,
+    /// Any instance.
+    pub services: u64,
+    /// The names of services and their tags.
+    pub service_names: u64,
+    /// Any check.
+    pub checks: u64,
+    /// Any key.
+    pub kv: u64,
+    /// The newest tombstone that was reaped: watchers older than it may have missed deletions.
+    pub kv_reaped: u64,
+    /// Any configuration entry.
+    pub config: u64,
+    /// A node was removed.
+    pub node_extinction: u64,
+    /// A service lost its last instance.
+    pub service_extinction: u64,
+}
+
+/// The watch keys whose answers a batch of commands changed, each once.
+#[derive(Debug, Default)]
+pub struct Touched(BTreeSet<WatchKey>);
+
+impl Touched {
+    pub(crate) fn add(&mut self, key: WatchKey) {
+        self.0.insert(key);
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &WatchKey> {
+        self.0.iter()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl State {
+    /// Applies one entry. `index` is the entry's log index and must be above every earlier one.
+    pub fn apply(&mut self, index: u64, command: &Command, touched: &mut Touched) -> Outcome {
+        debug_assert!(
+            index > self.indexes.applied,
+            "entries are applied in order, once"
+        );
+        let outcome = match command {
+            Command::Register(register) => match self.register(index, register, touched) {
+                Ok(()) => Outcome::Done,
+                Err(refusal) => Outcome::Refused(refusal),
+            },
+            Command::Deregister(deregister) => {
+                self.deregister(index, deregister, touched);
+                Outcome::Done
+            }
+            Command::Kv(command) => self.apply_kv(index, command, touched),
+            Command::Config(command) => self.apply_config(index, command, touched),
+        };
+        self.indexes.applied = index;
+        outcome
+    }
+
+    /// Passes an entry that carries no command.
+    pub fn skip(&mut self, index: u64) {
+        debug_assert!(
+            index > self.indexes.applied,
+            "entries are applied in order, once"
+        );
+        self.indexes.applied = index;
+    }
+
+    pub fn applied(&self) -> u64 {
+        self.indexes.applied
+    }
+}

@@ -1,0 +1,137 @@
+//! What readers see: the state as it was after a batch of entries, frozen.
+//!
+//! A view is one pointer away, never locked and never changed; a reader holds it for as long as its
+//! answer takes. Every read that can block comes with the index of its answer and the
+//! [`WatchKey`] that announces the next one.
+
+use std::sync::Arc;
+
+use crate::{
+    model::{ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Str, fold_name},
+    state::{Indexes, NodeEntry, Record, ServiceEntry, State, kv::prefix_range},
+    watch::WatchKey,
+};
+
+/// The whole state at one index.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    state: State,
+}
+
+impl View {
+    pub(crate) fn new(state: State) -> View {
+        View { state }
+    }
+
+    /// The last log entry that this view has seen.
+    pub fn applied(&self) -> u64 {
+        self.state.indexes.applied
+    }
+
+    /// When the answers to whole-table questions last changed.
+    pub fn indexes(&self) -> &Indexes {
+        &self.state.indexes
+    }
+
+    // === catalog ===
+
+    /// All nodes by folded name.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Arc<NodeEntry>> {
+        self.state.nodes.values()
+    }
+
+    pub fn node(&self, name: &str) -> Option<&Arc<NodeEntry>> {
+        self.state.nodes.get(&fold_name(name))
+    }
+
+    /// When the node, or anything on it, last changed. For a node that does not exist: when a node
+    /// was last removed.
+    pub fn node_index(&self, name: &str) -> u64 {
+        match self.node(name) {
+            Some(entry) => entry.index,
+            None => self.state.indexes.node_extinction,
+        }
+    }
+
+    /// All services that have an instance, by folded name.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<ServiceEntry>> {
+        self.state.services.values()
+    }
+
+    pub fn service(&self, name: &str) -> Option<&Arc<ServiceEntry>> {
+        self.state.services.get(&fold_name(name))
+    }
+
+    /// When any instance of the service, its node or its checks last changed. For a service without
+    /// instances: when a service last lost its last one.
+    pub fn service_index(&self, name: &str) -> u64 {
+        match self.service(name) {
+            Some(entry) => entry.index,
+            None => self.state.indexes.service_extinction,
+        }
+    }
+
+    /// Every check of every node.
+    pub fn checks(&self) -> impl Iterator<Item = &Arc<HealthCheck>> {
+        self.state
+            .nodes
+            .values()
+            .flat_map(|node| node.checks.values())
+    }
+
+    // === key-value ===
+
+    pub fn kv(&self, key: &str) -> Option<&Arc<KvEntry>> {
+        self.state.kv.get(key)
+    }
+
+    /// The entries whose key starts with `prefix`, in key order.
+    pub fn kv_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Arc<KvEntry>> {
+        prefix_range(&self.state.kv, prefix).map(|(_, entry)| entry)
+    }
+
+    /// When the key was last changed or deleted; at least 1.
+    pub fn kv_index(&self, key: &str) -> u64 {
+        self.state.kv_key_index(key)
+    }
+
+    /// When anything below the prefix was last changed or deleted; at least 1.
+    pub fn kv_prefix_index(&self, prefix: &str) -> u64 {
+        self.state.kv_prefix_index(prefix)
+    }
+
+    /// How many keys there are.
+    pub fn kv_len(&self) -> usize {
+        self.state.kv.len()
+    }
+
+    // === configuration entries ===
+
+    pub fn config_entry(&self, kind: ConfigEntryKind, name: &str) -> Option<&Arc<ConfigEntry>> {
+        self.state.config.get(&(kind, Str::from(name)))
+    }
+
+    /// All entries, by kind and name.
+    pub fn config_entries(&self) -> impl Iterator<Item = &Arc<ConfigEntry>> {
+        self.state.config.values()
+    }
+
+    // === snapshot ===
+
+    /// The whole state as records, in the order of a snapshot.
+    pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        self.state.records()
+    }
+}
+
+impl WatchKey {
+    /// The key under which changes of the named node are announced.
+    pub fn node(name: &str) -> WatchKey {
+        WatchKey::Node(fold_name(name))
+    }
+
+    /// The key under which changes of the named service are announced.
+    pub fn service(name: &str) -> WatchKey {
+        WatchKey::Service(fold_name(name))
+    }
+}
