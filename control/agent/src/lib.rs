@@ -1,1 +1,6 @@
+//! The node: local services and their checks, kept equal to the catalog; the HTTP, gRPC and DNS
+//! servers over the registry.
 
+#![forbid(unsafe_code)]
+
+pub mod cluster;

@@ -1,0 +1,174 @@
+//! The replicated registry as an agent reaches it.
+//!
+//! A server proposes to its own consensus; a client agent will forward to one. Everything above this
+//! seam is the same for both.
+
+use std::{fmt, future::Future, pin::Pin};
+
+use wharf_registry::{Command, Outcome, Registry, command::Refusal};
+
+/// A boxed future, for traits that are used as objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How fresh an answer must be (Consul's consistency modes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Whatever this agent has.
+    Stale,
+    /// What the leader has, as long as its lease holds.
+    #[default]
+    Default,
+    /// What a quorum agrees the leader has, everything committed before the read included.
+    Consistent,
+}
+
+/// Why the cluster did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    #[error("No cluster leader")]
+    NoLeader,
+    #[error("too many writes in flight: try again later")]
+    Overloaded,
+    #[error("the write was sent, but its outcome is unknown: {0}")]
+    OutcomeUnknown(String),
+    #[error("the agent is shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    Refused(Refusal),
+}
+
+/// The leader of the cluster, as far as this agent knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// `host:port` of the leader's server port.
+    pub address: String,
+    /// Whether it is this agent.
+    pub is_self: bool,
+}
+
+/// Reads and writes of the replicated state.
+pub trait Cluster: fmt::Debug + Send + Sync + 'static {
+    /// The state as this agent sees it. Call [`Cluster::barrier`] first unless a stale view will do.
+    fn registry(&self) -> &Registry;
+
+    /// Proposes a command and waits until it is applied here.
+    fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ClusterError>>;
+
+    /// Completes when a view loaded from now on is as fresh as asked.
+    fn barrier(&self, consistency: Consistency) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    fn leader(&self) -> Option<Leader>;
+
+    /// `host:port` of the server port of every voter.
+    fn peers(&self) -> Vec<String>;
+
+    /// Completes when the leader may have changed. Cancel safe.
+    fn leader_changed(&self) -> BoxFuture<'_, ()>;
+
+    /// How long ago the leader was heard of; zero on the leader itself.
+    fn last_contact(&self) -> std::time::Duration;
+
+    /// Figures of the consensus, as `consul info` shows them under `raft`.
+    fn stats(&self) -> Vec<(String, String)>;
+}
+
+impl dyn Cluster {
+    /// Proposes a command that the state machine can only do or refuse.
+    pub async fn write(&self, command: Command) -> Result<(), ClusterError> {
+        self.write_if(command).await.map(|_| ())
+    }
+
+    /// Proposes a check-and-set and says whether it took place.
+    pub async fn write_if(&self, command: Command) -> Result<bool, ClusterError> {
+        match self.propose(command).await? {
+            Outcome::Done => Ok(true),
+            Outcome::Applied(applied) => Ok(applied),
+            Outcome::Refused(refusal) => Err(ClusterError::Refused(refusal)),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A cluster of one, without a log, for tests of what lies above.
+
+    use std::sync::Mutex;
+
+    use wharf_registry::{Committed, Replica};
+
+    use super::*;
+
+    #[derive(Debug)]
+    pub(crate) struct Solo {
+        replica: Mutex<Replica>,
+        registry: Registry,
+        /// When set, every proposal fails with it.
+        pub(crate) failure: Mutex<Option<ClusterError>>,
+    }
+
+    impl Solo {
+        pub(crate) fn new() -> Solo {
+            let mut replica = Replica::new();
+            replica
+                .apply(&[Committed {
+                    index: 1,
+                    command: None,
+                }])
+                .unwrap();
+            let registry = replica.registry();
+            Solo {
+                replica: Mutex::new(replica),
+                registry,
+                failure: Mutex::new(None),
+            }
+        }
+    }
+
+    impl Cluster for Solo {
+        fn registry(&self) -> &Registry {
+            &self.registry
+        }
+
+        fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ClusterError>> {
+            Box::pin(async move {
+                if let Some(failure) = self.failure.lock().unwrap().clone() {
+                    return Err(failure);
+                }
+                let mut replica = self.replica.lock().unwrap();
+                let index = replica.last_applied() + 1;
+                let entry = Committed {
+                    index,
+                    command: Some(command.encode()),
+                };
+                Ok(replica.apply(&[entry]).unwrap().remove(0))
+            })
+        }
+
+        fn barrier(&self, _: Consistency) -> BoxFuture<'_, Result<(), ClusterError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn leader(&self) -> Option<Leader> {
+            Some(Leader {
+                address: "127.0.0.1:8300".into(),
+                is_self: true,
+            })
+        }
+
+        fn peers(&self) -> Vec<String> {
+            vec!["127.0.0.1:8300".into()]
+        }
+
+        fn leader_changed(&self) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+
+        fn last_contact(&self) -> std::time::Duration {
+            std::time::Duration::ZERO
+        }
+
+        fn stats(&self) -> Vec<(String, String)> {
+            Vec::new()
+        }
+    }
+}
