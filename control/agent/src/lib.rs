@@ -3,4 +3,5 @@
 
 #![forbid(unsafe_code)]
 
+pub mod authz;
 pub mod cluster;

@@ -41,6 +41,27 @@ pub fn fold_name(name: &str) -> Str {
     }
 }
 
+/// Maps as Consul's JSON shows them: an empty one is `null`. Stored records keep the map.
+pub(crate) mod map_or_null {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::StrMap;
+
+    pub(crate) fn serialize<S: Serializer>(map: &StrMap, serializer: S) -> Result<S::Ok, S::Error> {
+        if map.is_empty() && serializer.is_human_readable() {
+            serializer.serialize_none()
+        } else {
+            map.serialize(serializer)
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<StrMap, D::Error> {
+        Ok(Option::<StrMap>::deserialize(deserializer)?.unwrap_or_default())
+    }
+}
+
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

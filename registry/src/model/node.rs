@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Str, StrMap, is_default};
+use super::{Str, StrMap, is_default, map_or_null};
 
 /// A machine, or anything else that carries services under one address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +15,9 @@ pub struct Node {
     pub address: Str,
     pub datacenter: Str,
     /// Addresses by network: `lan`, `wan`, `lan_ipv4` and so on.
+    #[serde(with = "map_or_null")]
     pub tagged_addresses: StrMap,
+    #[serde(with = "map_or_null")]
     pub meta: StrMap,
     #[serde(skip_serializing_if = "is_default")]
     pub locality: Option<serde_json::Value>,

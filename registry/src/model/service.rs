@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ConnectProxy, Settings, Str, StrMap, is_default};
+use super::{ConnectProxy, Settings, Str, StrMap, is_default, map_or_null};
 
 /// What an instance is to the mesh.
 #[derive(
@@ -88,6 +88,7 @@ pub struct NodeService {
     pub address: Str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tagged_addresses: BTreeMap<Str, ServiceAddress>,
+    #[serde(with = "map_or_null")]
     pub meta: StrMap,
     pub port: u16,
     #[serde(skip_serializing_if = "is_default")]
