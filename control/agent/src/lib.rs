@@ -5,3 +5,7 @@
 
 pub mod authz;
 pub mod cluster;
+pub mod config_entry;
+pub mod context;
+pub mod http;
+pub mod telemetry;

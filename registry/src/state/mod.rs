@@ -108,11 +108,10 @@ impl State {
         outcome
     }
 
-    /// Passes an entry that carries no command. The very first entry of a log is one, and its index
-    /// is 0.
+    /// Passes an entry that carries no command.
     pub fn skip(&mut self, index: u64) {
         debug_assert!(
-            index > self.indexes.applied || index == 0,
+            index > self.indexes.applied,
             "entries are applied in order, once"
         );
         self.indexes.applied = index;

@@ -1,0 +1,231 @@
+//! Reads of the replicated state, at once or when it changes.
+//!
+//! `?index=N&wait=D` parks the read until its index is above N. The index belongs to what was asked
+//! for, and so does the watch cell that wakes it: a write elsewhere neither moves the one nor wakes
+//! the other. On a timeout the answer is the current one, with the index unchanged.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use tokio::time::Instant;
+use wharf_config::GoDuration;
+use wharf_registry::{View, watch::WatchKey};
+
+use super::{
+    HttpContext,
+    error::HttpError,
+    request::Request,
+    response::{self, Response},
+};
+use crate::cluster::Consistency;
+
+/// What the parameters of a read ask for.
+#[derive(Debug)]
+pub(crate) struct ReadOptions {
+    pub(crate) consistency: Consistency,
+    /// 0: do not wait.
+    pub(crate) min_index: u64,
+    pub(crate) wait: Duration,
+    pub(crate) pretty: bool,
+}
+
+impl ReadOptions {
+    pub(crate) fn parse(context: &HttpContext, request: &Request) -> Result<Self, HttpError> {
+        let settings = context.settings.load();
+        let query = &request.query;
+        let (stale, consistent) = (query.has("stale"), query.has("consistent"));
+        if stale && consistent {
+            return Err(HttpError::bad_request(
+                "Cannot specify ?stale with ?consistent, conflicting semantics.",
+            ));
+        }
+        if query.has("cached") && consistent {
+            return Err(HttpError::bad_request(
+                "Cannot specify ?cached with ?consistent, conflicting semantics.",
+            ));
+        }
+        // `max_stale` bounds the staleness of a stale read; on the leader nothing is stale.
+        let consistency = if consistent {
+            Consistency::Consistent
+        } else if (stale || query.has("max_stale")) && !query.has("leader") {
+            Consistency::Stale
+        } else {
+            Consistency::Default
+        };
+        let min_index = match query.get("index") {
+            None => 0,
+            Some(text) => text
+                .parse()
+                .map_err(|_| HttpError::bad_request("Invalid index"))?,
+        };
+        let wait = match query.get("wait") {
+            None => settings.default_query_time,
+            Some(text) => text
+                .parse::<GoDuration>()
+                .map_err(|_| HttpError::bad_request("Invalid wait time"))?
+                .to_std(),
+        };
+        let wait = if wait.is_zero() {
+            settings.default_query_time
+        } else {
+            wait
+        };
+        check_datacenter(context, request)?;
+        Ok(ReadOptions {
+            consistency,
+            min_index,
+            wait: wait.min(settings.max_query_time),
+            pretty: settings.pretty || query.has("pretty"),
+        })
+    }
+
+    fn deadline(&self) -> Instant {
+        // Waiters that came together do not leave together.
+        let jitter = rand::random_range(0.0..=1.0) * self.wait.as_secs_f64() / 16.0;
+        Instant::now() + self.wait + Duration::from_secs_f64(jitter)
+    }
+}
+
+/// One datacenter is known, and Enterprise's namespaces are not.
+pub(crate) fn check_datacenter(context: &HttpContext, request: &Request) -> Result<(), HttpError> {
+    let query = &request.query;
+    if let Some(datacenter) = query.get("dc").or_else(|| query.get("datacenter"))
+        && !datacenter.eq_ignore_ascii_case(&context.node.datacenter)
+    {
+        return Err(HttpError::internal("No path to datacenter"));
+    }
+    for (name, what) in [("ns", "Namespaces are"), ("partition", "Partitions are")] {
+        if query.get(name).is_some() {
+            return Err(HttpError::bad_request(format!(
+                "Invalid query parameter: {name:?} - {what} a Consul Enterprise feature"
+            )));
+        }
+    }
+    for (name, what) in [
+        ("X-Consul-Namespace", "Namespaces are"),
+        ("X-Consul-Partition", "Partitions are"),
+    ] {
+        if request
+            .headers
+            .get(name)
+            .is_some_and(|value| !value.is_empty())
+        {
+            return Err(HttpError::bad_request(format!(
+                "Invalid header: {name:?} - {what} a Consul Enterprise feature"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What a read comes to.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    /// `None`: nothing, as for a key that does not exist.
+    pub(crate) json: Option<Bytes>,
+    /// Rows were left out because the caller may not see them.
+    pub(crate) filtered: bool,
+}
+
+impl Answer {
+    pub(crate) fn json(json: Bytes) -> Answer {
+        Answer {
+            status: StatusCode::OK,
+            json: Some(json),
+            filtered: false,
+        }
+    }
+}
+
+/// Answers a read when its index is above the one the caller has seen.
+pub(crate) async fn read<A>(
+    context: &HttpContext,
+    options: &ReadOptions,
+    keys: &[WatchKey],
+    index: impl Fn(&View) -> u64,
+    answer: A,
+) -> Result<Response, HttpError>
+where
+    A: Fn(&View) -> Result<Answer, HttpError>,
+{
+    let (view, index) = wait(context, options, keys, index).await?;
+    let answer = answer(&view)?;
+    let mut response = match answer.json {
+        Some(json) => response::json_bytes(answer.status, json),
+        None => response::empty(answer.status),
+    };
+    read_headers(context, options, index, &mut response);
+    if answer.filtered {
+        response
+            .headers_mut()
+            .insert(response::FILTERED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The view to answer from, with the index of the answer.
+pub(crate) async fn wait(
+    context: &HttpContext,
+    options: &ReadOptions,
+    keys: &[WatchKey],
+    index: impl Fn(&View) -> u64,
+) -> Result<(std::sync::Arc<View>, u64), HttpError> {
+    context.cluster.barrier(options.consistency).await?;
+    let registry = context.cluster.registry();
+    let current = || {
+        let view = registry.view();
+        let index = index(&view).max(1);
+        (view, index)
+    };
+    if options.min_index == 0 {
+        return Ok(current());
+    }
+    let mut watchers: Vec<_> = keys.iter().map(|key| registry.watch(key.clone())).collect();
+    let deadline = options.deadline();
+    loop {
+        let (view, index) = current();
+        if index > options.min_index {
+            return Ok((view, index));
+        }
+        let changed = futures_util::future::select_all(
+            watchers
+                .iter_mut()
+                .map(|watcher| Box::pin(watcher.changed())),
+        );
+        tokio::select! {
+            _ = changed => {}
+            () = tokio::time::sleep_until(deadline) => return Ok(current()),
+            () = context.shutdown.cancelled() => return Ok(current()),
+        }
+    }
+}
+
+/// The headers by which clients follow a read.
+pub(crate) fn read_headers(
+    context: &HttpContext,
+    options: &ReadOptions,
+    index: u64,
+    response: &mut Response,
+) {
+    let headers = response.headers_mut();
+    headers.insert(response::INDEX, HeaderValue::from(index));
+    let known = if context.cluster.leader().is_some() {
+        "true"
+    } else {
+        "false"
+    };
+    headers.insert(response::KNOWN_LEADER, HeaderValue::from_static(known));
+    let contact = context.cluster.last_contact().as_millis();
+    headers.insert(
+        response::LAST_CONTACT,
+        HeaderValue::from(u64::try_from(contact).unwrap_or(u64::MAX)),
+    );
+    let consistency = match options.consistency {
+        Consistency::Stale => "stale",
+        Consistency::Default => "leader",
+        Consistency::Consistent => "consistent",
+    };
+    headers.insert(response::CONSISTENCY, HeaderValue::from_static(consistency));
+}

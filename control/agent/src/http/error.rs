@@ -1,0 +1,70 @@
+//! Failures of requests: a status and a plain text, as Consul gives them.
+
+use http::StatusCode;
+
+use crate::{authz::Denied, cluster::ClusterError};
+
+/// What a failed request is answered with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{status}: {text}")]
+pub(crate) struct HttpError {
+    pub(crate) status: StatusCode,
+    pub(crate) text: String,
+}
+
+impl HttpError {
+    pub(crate) fn new(status: StatusCode, text: impl Into<String>) -> HttpError {
+        HttpError {
+            status,
+            text: text.into(),
+        }
+    }
+
+    pub(crate) fn bad_request(text: impl Into<String>) -> HttpError {
+        HttpError::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(crate) fn not_found(text: impl Into<String>) -> HttpError {
+        HttpError::new(StatusCode::NOT_FOUND, text)
+    }
+
+    pub(crate) fn internal(text: impl Into<String>) -> HttpError {
+        HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+
+    /// Something that Consul has and wharf does not have yet.
+    pub(crate) fn not_built(what: &str) -> HttpError {
+        HttpError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{what} is not built yet in wharf"),
+        )
+    }
+
+    pub(crate) fn too_large(size: &str, limit: usize) -> HttpError {
+        HttpError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "Request body({size} bytes) too large, max size: {limit} bytes. See the `limits` section of the agent configuration."
+            ),
+        )
+    }
+}
+
+impl From<ClusterError> for HttpError {
+    fn from(error: ClusterError) -> HttpError {
+        let status = match &error {
+            ClusterError::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            ClusterError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            ClusterError::NoLeader | ClusterError::OutcomeUnknown(_) | ClusterError::Refused(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        HttpError::new(status, error.to_string())
+    }
+}
+
+impl From<Denied> for HttpError {
+    fn from(denied: Denied) -> HttpError {
+        HttpError::new(StatusCode::FORBIDDEN, denied.to_string())
+    }
+}

@@ -1,0 +1,76 @@
+//! Consul's HTTP API.
+//!
+//! [`server`] accepts connections and bounds them, [`router`] finds the endpoint of a request and
+//! refuses what is none, [`blocking`] answers reads at once or on a change, and one module per
+//! resource holds the endpoints. An endpoint gets a [`Request`](request::Request) whose caller is
+//! known and returns a response or an error; headers, status codes of errors and limits are made
+//! here, once.
+
+mod blocking;
+mod catalog;
+mod config_entries;
+mod error;
+mod filter;
+mod health;
+mod kv;
+mod request;
+mod response;
+mod router;
+mod server;
+mod shapes;
+mod status;
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use http::{HeaderName, HeaderValue};
+use tokio_util::sync::CancellationToken;
+
+pub use server::{HttpListener, HttpServer};
+
+use crate::{authz::Authorizer, cluster::Cluster, context::NodeInfo};
+
+/// What the endpoints work with.
+#[derive(Debug)]
+pub struct HttpContext {
+    pub cluster: Arc<dyn Cluster>,
+    pub authorizer: Arc<dyn Authorizer>,
+    pub node: Arc<NodeInfo>,
+    pub settings: ArcSwap<HttpSettings>,
+    /// Cancelled when the agent stops: parked reads answer at once.
+    pub shutdown: CancellationToken,
+}
+
+/// What of the configuration concerns the API. Replaced whole on a reload.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// Indent every JSON answer (`-dev`).
+    pub pretty: bool,
+    pub default_query_time: Duration,
+    pub max_query_time: Duration,
+    /// The longest value of a key, in bytes.
+    pub kv_max_value_size: usize,
+    /// Added to every answer.
+    pub response_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Path prefixes that are refused.
+    pub block_endpoints: Vec<String>,
+    /// Connections that one client address may hold.
+    pub max_conns_per_client: usize,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        HttpSettings {
+            pretty: false,
+            default_query_time: Duration::from_secs(300),
+            max_query_time: Duration::from_secs(600),
+            kv_max_value_size: 512 * 1024,
+            response_headers: Vec::new(),
+            block_endpoints: Vec::new(),
+            max_conns_per_client: 200,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,306 @@
+//! From a path and a method to an endpoint.
+//!
+//! Paths are looked up as Go's `ServeMux` does it: an exact path, or the longest registered prefix
+//! that ends with a slash. What follows the prefix belongs to the endpoint.
+
+use std::{collections::HashMap, net::IpAddr, time::Instant};
+
+use http::{HeaderValue, Method, StatusCode, header};
+use hyper::body::Incoming;
+use tracing::Level;
+
+use super::{
+    HttpContext, catalog, config_entries,
+    error::HttpError,
+    health, kv,
+    request::{self, PathProblem, Query, Request},
+    response::{self, Response},
+    status,
+};
+use crate::cluster::BoxFuture;
+
+type Handler = for<'a> fn(&'a HttpContext, Request) -> BoxFuture<'a, Result<Response, HttpError>>;
+
+/// One path with its methods. A path that ends with a slash is a prefix.
+struct Endpoint {
+    path: &'static str,
+    methods: &'static [(Method, Handler)],
+}
+
+macro_rules! endpoints {
+    ($($path:literal: $($method:ident => $handler:path),+;)+) => {
+        &[$(Endpoint {
+            path: $path,
+            methods: &[$((Method::$method, {
+                fn call(context: &HttpContext, request: Request)
+                    -> BoxFuture<'_, Result<Response, HttpError>>
+                {
+                    Box::pin($handler(context, request))
+                }
+                call
+            })),+],
+        }),+]
+    };
+}
+
+const ENDPOINTS: &[Endpoint] = endpoints! {
+    "/v1/catalog/datacenters": GET => catalog::datacenters;
+    "/v1/catalog/nodes": GET => catalog::nodes;
+    "/v1/catalog/services": GET => catalog::services;
+    "/v1/catalog/service/": GET => catalog::service;
+    "/v1/catalog/node/": GET => catalog::node;
+    "/v1/catalog/node-services/": GET => catalog::node_services;
+    "/v1/catalog/register": PUT => catalog::register;
+    "/v1/catalog/deregister": PUT => catalog::deregister;
+    "/v1/health/node/": GET => health::node;
+    "/v1/health/checks/": GET => health::checks;
+    "/v1/health/state/": GET => health::state;
+    "/v1/health/service/": GET => health::service;
+    "/v1/kv/": GET => kv::get, PUT => kv::put, DELETE => kv::delete;
+    "/v1/config": PUT => config_entries::put;
+    "/v1/config/": GET => config_entries::get, DELETE => config_entries::delete;
+    "/v1/status/leader": GET => status::leader;
+    "/v1/status/peers": GET => status::peers;
+};
+
+/// Endpoints of Consul that come with later issues. They are told from paths that never existed.
+const NOT_BUILT: &[&str] = &[
+    "/v1/acl/",
+    "/v1/agent/connect/",
+    "/v1/agent/host",
+    "/v1/agent/token/",
+    "/v1/catalog/connect/",
+    "/v1/catalog/gateway-services/",
+    "/v1/connect/",
+    "/v1/coordinate/",
+    "/v1/discovery-chain/",
+    "/v1/event/",
+    "/v1/exported-services",
+    "/v1/health/connect/",
+    "/v1/health/ingress/",
+    "/v1/internal/",
+    "/v1/operator/",
+    "/v1/peering",
+    "/v1/query",
+    "/v1/session/",
+    "/v1/snapshot",
+    "/v1/txn",
+];
+
+/// The endpoints by path, with the handles of their metrics.
+pub(super) struct Router {
+    endpoints: HashMap<&'static str, (&'static Endpoint, metrics::Histogram)>,
+}
+
+impl std::fmt::Debug for Router {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Router")
+            .field("endpoints", &self.endpoints.len())
+            .finish()
+    }
+}
+
+impl Router {
+    pub(super) fn new() -> Router {
+        let endpoints = ENDPOINTS.iter().map(|endpoint| {
+            let path = endpoint.path.trim_end_matches('/');
+            let seconds =
+                metrics::histogram!("wharf_http_request_duration_seconds", "path" => path);
+            (endpoint.path, (endpoint, seconds))
+        });
+        Router {
+            endpoints: endpoints.collect(),
+        }
+    }
+
+    /// The endpoint of a path, and what of the path is the endpoint's own.
+    fn find<'p>(&self, path: &'p str) -> Option<(&'static Endpoint, &metrics::Histogram, &'p str)> {
+        if let Some((endpoint, seconds)) = self.endpoints.get(path) {
+            return Some((endpoint, seconds, ""));
+        }
+        let mut end = path.len();
+        while let Some(slash) = path[..end].rfind('/') {
+            if let Some((endpoint, seconds)) = self.endpoints.get(&path[..=slash]) {
+                return Some((endpoint, seconds, &path[slash + 1..]));
+            }
+            end = slash;
+        }
+        None
+    }
+
+    /// Answers one request. Never fails: an error is an answer.
+    pub(super) async fn serve(
+        &self,
+        context: &HttpContext,
+        request: http::Request<Incoming>,
+        peer: Option<IpAddr>,
+    ) -> Response {
+        let started = Instant::now();
+        let method = request.method().clone();
+        let path = tracing::enabled!(Level::DEBUG).then(|| request.uri().path().to_owned());
+        let mut response = match self.route(context, request).await {
+            Ok(response) => response,
+            Err(error) => error.into(),
+        };
+        finish(context, &mut response);
+        if let Some(path) = path {
+            // The path only: the query may carry a token.
+            tracing::debug!(
+                %method,
+                path,
+                from = peer.map(tracing::field::display),
+                status = response.status().as_u16(),
+                elapsed = ?started.elapsed(),
+                "request"
+            );
+        }
+        response
+    }
+
+    async fn route(
+        &self,
+        context: &HttpContext,
+        request: http::Request<Incoming>,
+    ) -> Result<Response, HttpError> {
+        let (parts, body) = request.into_parts();
+        let path = match request::decode_path(parts.uri.path()) {
+            Ok(path) => path,
+            Err(PathProblem::Unprintable) => {
+                return Err(HttpError::bad_request(
+                    "the path has characters that do not print",
+                ));
+            }
+            Err(PathProblem::Unclean(clean)) => return Ok(moved(&clean, parts.uri.query())),
+        };
+        let blocked = &context.settings.load().block_endpoints;
+        if blocked
+            .iter()
+            .any(|prefix| path.starts_with(prefix.as_str()))
+        {
+            let text = "Endpoint is blocked by agent configuration";
+            return Err(HttpError::new(StatusCode::FORBIDDEN, text));
+        }
+        let Some((endpoint, seconds, rest)) = self.find(&path) else {
+            return Err(unknown(&path));
+        };
+        let Some((_, handler)) = endpoint
+            .methods
+            .iter()
+            .find(|(method, _)| *method == parts.method)
+        else {
+            return Ok(other_method(endpoint, &parts.method));
+        };
+        let query = Query::parse(parts.uri.query().unwrap_or(""));
+        let caller = context.authorizer.resolve(request::token(&query, &parts))?;
+        let request = Request {
+            rest: rest.to_owned(),
+            query,
+            headers: parts.headers,
+            caller,
+            body,
+        };
+        let blocking = request.query.has("index") || request.query.has("hash");
+        let started = Instant::now();
+        let result = handler(context, request).await;
+        // A parked read says nothing about how fast the agent is.
+        if !blocking {
+            seconds.record(started.elapsed());
+        }
+        result
+    }
+}
+
+/// `OPTIONS` lists the methods; any other that is not among them is refused with the list.
+fn other_method(endpoint: &Endpoint, method: &Method) -> Response {
+    let mut allow = String::from("OPTIONS");
+    for (method, _) in endpoint.methods {
+        allow.push(',');
+        allow.push_str(method.as_str());
+    }
+    let mut response = if method == Method::OPTIONS {
+        response::empty(StatusCode::OK)
+    } else {
+        let text = format!("method {method} not allowed");
+        response::text(StatusCode::METHOD_NOT_ALLOWED, text)
+    };
+    if let Ok(allow) = HeaderValue::from_str(&allow) {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}
+
+fn unknown(path: &str) -> HttpError {
+    if NOT_BUILT.iter().any(|prefix| path.starts_with(prefix)) {
+        return HttpError::not_built(path);
+    }
+    if path == "/" {
+        return HttpError::not_found(
+            "wharf agent: there is no console yet. The API is below /v1/: try /v1/agent/self",
+        );
+    }
+    if path.contains("/v1/") {
+        HttpError::not_found("Invalid URL path: not a recognized HTTP API endpoint")
+    } else {
+        HttpError::not_found(
+            "Invalid URL path: if attempting to use the HTTP API, ensure the path starts with '/v1/'",
+        )
+    }
+}
+
+fn moved(clean: &str, query: Option<&str>) -> Response {
+    let location = match query {
+        Some(query) => format!("{clean}?{query}"),
+        None => clean.to_owned(),
+    };
+    let mut response = response::empty(StatusCode::MOVED_PERMANENTLY);
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// What every answer carries.
+fn finish(context: &HttpContext, response: &mut Response) {
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    headers.insert(response::ACL_POLICY, HeaderValue::from_static("allow"));
+    for (name, value) in &context.settings.load().response_headers {
+        headers.insert(name.clone(), value.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_wins_and_the_rest_is_the_endpoints() {
+        let router = Router::new();
+        let find = |path| {
+            router
+                .find(path)
+                .map(|(endpoint, _, rest)| (endpoint.path, rest))
+        };
+        assert_eq!(find("/v1/kv/a/b"), Some(("/v1/kv/", "a/b")));
+        assert_eq!(find("/v1/kv/"), Some(("/v1/kv/", "")));
+        assert_eq!(find("/v1/config"), Some(("/v1/config", "")));
+        assert_eq!(
+            find("/v1/config/service-defaults/web"),
+            Some(("/v1/config/", "service-defaults/web"))
+        );
+        assert_eq!(find("/v1/catalog/nodes/x"), None);
+        assert_eq!(find("/v1/kv"), None);
+        assert_eq!(find(""), None);
+    }
+
+    #[test]
+    fn what_is_not_built_is_told_from_what_never_was() {
+        assert_eq!(
+            unknown("/v1/session/create").status,
+            StatusCode::NOT_IMPLEMENTED
+        );
+        assert_eq!(unknown("/v1/nope").status, StatusCode::NOT_FOUND);
+        let built = |path: &str| ENDPOINTS.iter().any(|endpoint| endpoint.path == path);
+        assert!(NOT_BUILT.iter().all(|path| !built(path)));
+    }
+}
