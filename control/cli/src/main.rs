@@ -1,1 +1,60 @@
-fn main() {}
+//! The `wharf` command: everything the platform does, under one name. Called by the name `consul`, it is that
+//! command instead.
+
+#![forbid(unsafe_code)]
+
+mod argv;
+mod commands;
+mod document;
+mod endpoint;
+mod failure;
+mod flags;
+mod help;
+mod http;
+mod nearest;
+mod output;
+mod persona;
+mod program;
+mod shell;
+#[cfg(test)]
+mod stub;
+mod tls;
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use crate::{persona::Persona, shell::Shell};
+
+/// The agent allocates small objects on many threads; the system's allocator is slower at it and gives less back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // Fails only if there is a provider already, which is then as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+
+    let mut words: Vec<OsString> = env::args_os().collect();
+    let program = if words.is_empty() {
+        OsString::new()
+    } else {
+        words.remove(0)
+    };
+    // Whole lines are flushed by the commands that run on; the others write one answer.
+    let mut out = io::BufWriter::new(io::stdout());
+    let mut shell = Shell {
+        persona: Persona::of(&program),
+        out: &mut out,
+        err: &mut io::stderr(),
+        input: &mut io::stdin(),
+        env: &|name| env::var(name).ok(),
+    };
+    let code = program::run(words, &mut shell);
+    match out.flush() {
+        Err(error) if code == 0 && error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::from(code),
+    }
+}

@@ -1,0 +1,87 @@
+//! Small commands to and about a running agent: `reload`, `leave`, `monitor`.
+
+use clap::{ArgMatches, Command};
+use http_body_util::BodyExt;
+
+use super::client_command;
+use crate::{
+    failure::{Failure, chain},
+    flags::{Given, switch, value},
+    http::Request,
+    shell::Shell,
+};
+
+pub(super) fn reload_command() -> Command {
+    client_command("reload", "Have the agent read its configuration again")
+        .after_help("  $ wharf reload")
+}
+
+pub(super) async fn reload(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
+    shell
+        .client(matches)?
+        .fetch(Request::put("/v1/agent/reload"))
+        .await
+        .map_err(|error| error.while_("Error reloading"))?;
+    shell.line("Configuration reload triggered")
+}
+
+pub(super) fn leave_command() -> Command {
+    client_command("leave", "Have the agent leave the cluster and stop")
+        .after_help("  $ wharf leave")
+}
+
+pub(super) async fn leave(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
+    shell
+        .client(matches)?
+        .fetch(Request::put("/v1/agent/leave"))
+        .await
+        .map_err(|error| error.while_("Error leaving"))?;
+    shell.line("Graceful leave complete")
+}
+
+pub(super) fn monitor_command() -> Command {
+    client_command("monitor", "Follow the log of an agent")
+        .args([
+            value(
+                "log-level",
+                "level",
+                "From this level up: trace, debug, info, warn, err (default info)",
+            ),
+            switch("log-json", "One JSON object a line"),
+        ])
+        .after_help("  $ wharf monitor -log-level=debug\n  $ wharf monitor -log-json | jq .")
+}
+
+pub(super) async fn monitor(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
+    let mut request = Request::get("/v1/agent/monitor")
+        .param("loglevel", matches.text("log-level").unwrap_or("INFO"));
+    if matches.on("log-json") {
+        request = request.mark("logjson");
+    }
+    let mut client = shell.client(matches)?;
+    let mut body = client
+        .stream(request)
+        .await
+        .map_err(|error| error.while_("Error starting monitor"))?;
+    loop {
+        let frame = tokio::select! {
+            frame = body.frame() => frame,
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                if let Ok(lines) = frame.into_data() {
+                    shell.out.write_all(&lines)?;
+                    shell.out.flush()?;
+                }
+            }
+            Some(Err(error)) => {
+                return Err(Failure::new("the log broke off").because(chain(&error)));
+            }
+            None => {
+                shell.note("Remote side ended the monitor! This usually means that the remote side has exited or crashed.");
+                return Ok(());
+            }
+        }
+    }
+}
