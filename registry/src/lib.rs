@@ -7,12 +7,16 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod consensus;
+pub mod log;
 pub mod model;
 pub mod replica;
+pub mod snapshot;
 pub mod state;
 pub mod view;
 pub mod watch;
 
 pub use command::{Command, Outcome};
+pub use consensus::{Consensus, ConsensusConfig};
 pub use replica::{Committed, Registry, Replica};
 pub use view::View;

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
+
 use crate::{
     model::{ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Str, fold_name},
     state::{Indexes, NodeEntry, Record, ServiceEntry, State, kv::prefix_range},
@@ -100,6 +102,28 @@ impl View {
         self.state.kv_prefix_index(prefix)
     }
 
+    /// How the entries below the prefix differ from those of an earlier view, in key order. What the
+    /// two views share is not looked at: the cost is that of what changed in between.
+    pub fn kv_changes<'a>(
+        &'a self,
+        earlier: &'a View,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = KvChange<'a>> {
+        let all = earlier.state.kv.diff(&self.state.kv);
+        let changes = all.map(|item| match item {
+            DiffItem::Add(_, entry) => KvChange::Upserted(entry),
+            DiffItem::Update { new, .. } => KvChange::Upserted(new.1),
+            DiffItem::Remove(key, _) => KvChange::Removed(key),
+        });
+        changes.filter(move |change| change.key().starts_with(prefix))
+    }
+
+    /// The keys below the prefix that were deleted after `index` and are still away. `None` when
+    /// that is no longer known: tombstones were reaped, or a whole tree was deleted at once.
+    pub fn kv_removed_since(&self, prefix: &str, index: u64) -> Option<Vec<Str>> {
+        self.state.kv_removed_since(prefix, index)
+    }
+
     /// How many keys there are.
     pub fn kv_len(&self) -> usize {
         self.state.kv.len()
@@ -121,6 +145,22 @@ impl View {
     /// The whole state as records, in the order of a snapshot.
     pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
         self.state.records()
+    }
+}
+
+/// A difference between two views of the key-value tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvChange<'a> {
+    Upserted(&'a Arc<KvEntry>),
+    Removed(&'a Str),
+}
+
+impl<'a> KvChange<'a> {
+    pub fn key(&self) -> &'a Str {
+        match self {
+            KvChange::Upserted(entry) => &entry.key,
+            KvChange::Removed(key) => key,
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
         CheckStatus, ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, NodeService,
         ServiceDefaults, Str,
     },
+    view::KvChange,
 };
 
 fn name(set: &'static [&'static str]) -> impl Strategy<Value = Str> {
@@ -250,6 +251,44 @@ proptest! {
                     prop_assert!(new_index > old_index, "{key:?} changed without its index");
                 }
             }
+        }
+    }
+
+    /// Whoever knows the keys of an earlier view, and is told what changed since, knows those of the
+    /// later one: from both views, or from its index alone where that is still known.
+    #[test]
+    fn what_changed_in_the_tree_can_be_told(
+        commands in proptest::collection::vec(command(), 1..60),
+        at in 0usize..60,
+        prefix in name(&["", "a", "a/", "a/b", "b", "é"]),
+    ) {
+        let mut replica = Replica::new();
+        let log = entries(&commands);
+        let (first, second) = log.split_at(at.min(log.len()));
+        replica.apply(first).unwrap();
+        let before = replica.registry().view();
+        replica.apply(second).unwrap();
+        let after = replica.registry().view();
+
+        let known = |view: &View| -> BTreeMap<Str, Arc<KvEntry>> {
+            view.kv_prefix(&prefix).map(|entry| (entry.key.clone(), entry.clone())).collect()
+        };
+        let mut told = known(&before);
+        for change in after.kv_changes(&before, &prefix) {
+            match change {
+                KvChange::Upserted(entry) => told.insert(entry.key.clone(), entry.clone()),
+                KvChange::Removed(key) => told.remove(key),
+            };
+        }
+        prop_assert_eq!(&told, &known(&after));
+
+        let index = before.applied();
+        if let Some(removed) = after.kv_removed_since(&prefix, index) {
+            let mut told = known(&before);
+            let changed = after.kv_prefix(&prefix).filter(|entry| entry.modify_index > index);
+            told.extend(changed.map(|entry| (entry.key.clone(), entry.clone())));
+            told.retain(|key, _| !removed.contains(key));
+            prop_assert_eq!(told, known(&after));
         }
     }
 

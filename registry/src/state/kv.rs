@@ -183,6 +183,21 @@ impl State {
         newest.unwrap_or(0).max(self.indexes.kv_reaped).max(1)
     }
 
+    /// See [`View::kv_removed_since`](crate::View::kv_removed_since).
+    pub(crate) fn kv_removed_since(&self, prefix: &str, index: u64) -> Option<Vec<Str>> {
+        if index < self.indexes.kv_reaped {
+            return None;
+        }
+        // A tree's stone does not say which keys were in it.
+        if self.tree_stones_above(prefix).any(|stone| stone > index) {
+            return None;
+        }
+        prefix_range(&self.tombstones, prefix)
+            .filter(|(_, stone)| stone.index > index)
+            .map(|(key, stone)| (!stone.tree).then(|| key.clone()))
+            .collect()
+    }
+
     /// The deletions of whole trees that `key` was in.
     fn tree_stones_above<'a>(&'a self, key: &'a str) -> impl Iterator<Item = u64> + 'a {
         (0..key.len())
@@ -316,6 +331,36 @@ mod tests {
             "a reaped stone leaves its index"
         );
         assert_eq!(state.kv_key_index("a/1"), 5);
+    }
+
+    #[test]
+    fn deletions_are_remembered_until_reaped_or_buried_in_a_tree() {
+        let mut state = State::default();
+        let delete = |key: &str| Command::Kv(KvCommand::Delete { key: key.into() });
+        run(
+            &mut state,
+            &[
+                set("a/1", "x"),
+                set("a/2", "x"),
+                set("b", "x"),
+                delete("a/1"),
+            ],
+        );
+        let since = |state: &State, prefix, index| state.kv_removed_since(prefix, index);
+        assert_eq!(since(&state, "a/", 3), Some(vec!["a/1".into()]));
+        assert_eq!(since(&state, "a/", 4), Some(vec![]));
+        let tree = Command::Kv(KvCommand::DeleteTree {
+            prefix: "a/".into(),
+        });
+        run(&mut state, &[tree, set("a/2", "y")]);
+        assert_eq!(since(&state, "a/", 4), None, "which keys is not known");
+        assert_eq!(since(&state, "a/2", 4), None, "the tree was above");
+        assert_eq!(since(&state, "b", 4), Some(vec![]));
+        assert_eq!(since(&state, "a/", 5), Some(vec![]));
+        let reap = Command::Kv(KvCommand::ReapTombstones { up_to: 5 });
+        run(&mut state, &[delete("b"), reap]);
+        assert_eq!(since(&state, "b", 4), None, "older deletions were reaped");
+        assert_eq!(since(&state, "b", 5), Some(vec!["b".into()]));
     }
 
     #[test]

@@ -108,10 +108,11 @@ impl State {
         outcome
     }
 
-    /// Passes an entry that carries no command.
+    /// Passes an entry that carries no command. The very first entry of a log is one, and its index
+    /// is 0.
     pub fn skip(&mut self, index: u64) {
         debug_assert!(
-            index > self.indexes.applied,
+            index > self.indexes.applied || index == 0,
             "entries are applied in order, once"
         );
         self.indexes.applied = index;

@@ -77,6 +77,11 @@ impl Record {
             Record::Config(_) => 30,
         }
     }
+
+    /// Whether this binary knows the table of that number.
+    pub fn knows_table(table: u8) -> bool {
+        matches!(table, 1 | 10..=13 | 20 | 21 | 30)
+    }
 }
 
 impl State {

@@ -1,0 +1,129 @@
+//! How a server is started.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use super::machine::SnapshotPolicy;
+
+/// What a server needs to know to take part in the consensus.
+#[derive(Clone, Debug)]
+pub struct ConsensusConfig {
+    /// Where the log and the snapshots go; `None` keeps them in memory, for development.
+    pub data_dir: Option<PathBuf>,
+    pub node_name: String,
+    /// The server's identity. It must be new whenever the data directory is.
+    pub node_uuid: Uuid,
+    /// Where peers reach this server: `host:port`.
+    pub server_address: String,
+    /// Found a cluster of this one server if the data directory has none. A server without it waits
+    /// to be taken into one.
+    pub bootstrap: bool,
+    pub timings: Timings,
+    pub limits: Limits,
+    pub snapshots: SnapshotPolicy,
+    pub on_fatal: FatalHandler,
+}
+
+/// How patient servers are with each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Timings {
+    /// How often a leader says that it is there.
+    pub heartbeat: Duration,
+    /// How long a follower waits without hearing it before it stands for election: a random time
+    /// between these two. The longer one is also the leader's lease.
+    pub election_min: Duration,
+    pub election_max: Duration,
+}
+
+/// What may be on its way through the log at once; beyond it, proposals are refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub proposals_in_flight: usize,
+    pub bytes_in_flight: usize,
+}
+
+impl ConsensusConfig {
+    /// A server alone, in memory unless a data directory is set.
+    pub fn single(node_name: &str, node_uuid: Uuid, server_address: &str) -> ConsensusConfig {
+        ConsensusConfig {
+            data_dir: None,
+            node_name: node_name.to_owned(),
+            node_uuid,
+            server_address: server_address.to_owned(),
+            bootstrap: true,
+            timings: Timings::single(),
+            limits: Limits::default(),
+            snapshots: SnapshotPolicy::default(),
+            on_fatal: FatalHandler::default(),
+        }
+    }
+}
+
+impl Timings {
+    /// Servers in one region. The timeouts leave room for a slow fsync and a busy machine: an
+    /// election that was not needed costs more than one that comes a little later.
+    pub fn lan() -> Timings {
+        Timings {
+            heartbeat: Duration::from_millis(150),
+            election_min: Duration::from_millis(1000),
+            election_max: Duration::from_millis(2000),
+        }
+    }
+
+    /// A server without peers has nobody to wait for.
+    pub fn single() -> Timings {
+        Timings {
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(150),
+            election_max: Duration::from_millis(300),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            proposals_in_flight: 16_384,
+            bytes_in_flight: 64 << 20,
+        }
+    }
+}
+
+/// What to do when the server can no longer keep its promises: a write or an fsync failed, or an
+/// entry cannot be applied. It gets the reason. The default ends the process, because nothing else
+/// is safe: after a failed fsync the kernel may show data that the disk does not have, and a server
+/// that goes on without an entry differs from its peers.
+#[derive(Clone)]
+pub struct FatalHandler(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl FatalHandler {
+    pub fn new(handler: impl Fn(&str) + Send + Sync + 'static) -> FatalHandler {
+        FatalHandler(Arc::new(handler))
+    }
+
+    pub(super) fn call(&self, reason: &str) {
+        (self.0)(reason);
+    }
+}
+
+/// `EX_IOERR` of sysexits.h.
+const EXIT_IO_ERROR: i32 = 74;
+
+impl Default for FatalHandler {
+    fn default() -> FatalHandler {
+        FatalHandler::new(|reason| {
+            tracing::error!(
+                reason,
+                "the server cannot go on safely and stops; acknowledged writes are on disk"
+            );
+            std::process::exit(EXIT_IO_ERROR);
+        })
+    }
+}
+
+impl fmt::Debug for FatalHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FatalHandler")
+    }
+}

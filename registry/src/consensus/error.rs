@@ -1,0 +1,50 @@
+//! What can go wrong with consensus, from the caller's side.
+
+use super::{DataDirError, Leader};
+use crate::snapshot::SnapshotError;
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error("the log cannot be opened: {0}")]
+    Log(std::io::Error),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("the settings contradict each other: {0}")]
+    Settings(String),
+    #[error("the server cannot start: {0}")]
+    Raft(String),
+}
+
+/// Why a proposal has no outcome. Only after [`ProposeError::OutcomeUnknown`] may it have taken
+/// place; after any other it has not, and can safely be tried again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    #[error("No cluster leader")]
+    NoLeader,
+    #[error("not the leader: that is {}", leader.address)]
+    NotLeader { leader: Leader },
+    #[error("too many changes are waiting to be written: try again later")]
+    Overloaded,
+    #[error("a change of {size} bytes is larger than the limit of {limit}")]
+    TooLarge { size: usize, limit: usize },
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error("the outcome of the change is unknown: it may or may not have taken place")]
+    OutcomeUnknown,
+}
+
+/// Why a read cannot be served here with the consistency it asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    #[error("No cluster leader")]
+    NoLeader,
+    #[error("not the leader: that is {}", leader.address)]
+    NotLeader { leader: Leader },
+    #[error("the leader cannot reach a quorum of servers")]
+    NoQuorum,
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}

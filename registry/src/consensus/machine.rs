@@ -1,0 +1,281 @@
+//! The replica as openraft's state machine.
+//!
+//! It runs in one task of openraft's. Entries are applied in batches: all that is ready, up to
+//! [`BATCH`], becomes one call to [`Replica::apply`], one new view and one wake per key, and only
+//! then are the proposers answered. So a proposer that has its answer finds its write in the view.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures_util::{Stream, StreamExt};
+use openraft::{
+    EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot as RaftSnapshot,
+    storage::{EntryResponder, RaftStateMachine},
+};
+use tokio::sync::{Notify, Semaphore};
+
+use super::raft::{
+    self, LeaderId, Proposal, RaftLogId, SnapshotMeta as RaftSnapshotMeta, StoredMembership,
+    TypeConfig,
+};
+use crate::{
+    log::{Server, ServerId},
+    replica::{Committed, Replica},
+    snapshot::{Snapshot, SnapshotError, SnapshotMeta, SnapshotStore},
+    view::View,
+};
+
+/// How many entries are applied at once at most: it bounds how long the first of them waits for
+/// its answer, and how stale the view can be under load.
+const BATCH: usize = 512;
+
+pub(super) struct Machine {
+    /// Away only while it is being restored; openraft stops for good if that fails.
+    replica: Option<Replica>,
+    applied: Option<RaftLogId>,
+    membership: StoredMembership,
+    snapshots: Arc<Snapshots>,
+}
+
+/// The snapshots and what decides when to take the next one.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    pub(super) store: SnapshotStore,
+    /// One permit: held by whoever writes a snapshot.
+    pub(super) writing: Arc<Semaphore>,
+    pub(super) policy: SnapshotPolicy,
+    entries: AtomicU64,
+    bytes: AtomicU64,
+    /// The log has grown enough for a new snapshot.
+    pub(super) due: Notify,
+}
+
+/// When to take a snapshot: as soon as the log has grown by this much since the last one.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotPolicy {
+    pub entries: u64,
+    pub bytes: u64,
+    /// How many of the entries that a snapshot contains stay in the log, for followers that were
+    /// away shortly.
+    pub keep_entries: u64,
+}
+
+impl Default for SnapshotPolicy {
+    fn default() -> SnapshotPolicy {
+        SnapshotPolicy {
+            entries: 50_000,
+            bytes: 128 << 20,
+            keep_entries: 10_000,
+        }
+    }
+}
+
+impl Snapshots {
+    pub(super) fn new(store: SnapshotStore, policy: SnapshotPolicy) -> Arc<Snapshots> {
+        Arc::new(Snapshots {
+            store,
+            writing: Arc::new(Semaphore::new(1)),
+            policy,
+            entries: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            due: Notify::new(),
+        })
+    }
+
+    /// Counts what was applied since the last snapshot.
+    fn grew(&self, entries: u64, bytes: u64) {
+        let entries = self.entries.fetch_add(entries, Ordering::Relaxed) + entries;
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if entries >= self.policy.entries || bytes >= self.policy.bytes {
+            self.due.notify_one();
+        }
+    }
+
+    fn taken(&self) {
+        self.entries.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Machine {
+    pub(super) fn new(replica: Replica, snapshots: Arc<Snapshots>) -> Machine {
+        Machine {
+            replica: Some(replica),
+            applied: None,
+            membership: StoredMembership::default(),
+            snapshots,
+        }
+    }
+
+    fn replica(&mut self) -> io::Result<&mut Replica> {
+        let gone = || io::Error::other("the state was lost in a failed restore");
+        self.replica.as_mut().ok_or_else(gone)
+    }
+
+    fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        let mut committed = Vec::with_capacity(batch.len());
+        let mut responders = Vec::with_capacity(batch.len());
+        let mut bytes = 0;
+        let mut applied = self.applied;
+        let mut membership = None;
+        for (entry, responder) in batch {
+            let command = match entry.payload {
+                EntryPayload::Blank => None,
+                EntryPayload::Normal(Proposal(command)) => Some(command),
+                EntryPayload::Membership(new) => {
+                    membership = Some(StoredMembership::new(Some(entry.log_id), new));
+                    None
+                }
+            };
+            bytes += command.as_ref().map_or(0, |command| command.len() as u64);
+            committed.push(Committed {
+                index: entry.log_id.index,
+                command,
+            });
+            responders.push(responder);
+            applied = Some(entry.log_id);
+        }
+        let outcomes = self
+            .replica()?
+            .apply(&committed)
+            .map_err(io::Error::other)?;
+        self.applied = applied;
+        if let Some(membership) = membership {
+            self.membership = membership;
+        }
+        for (responder, outcome) in responders.into_iter().zip(outcomes) {
+            if let Some(responder) = responder {
+                responder.send(outcome);
+            }
+        }
+        self.snapshots.grew(committed.len() as u64, bytes);
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = Snapshot;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<RaftLogId>, StoredMembership)> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut batches = entries.ready_chunks(BATCH);
+        while let Some(batch) = batches.next().await {
+            self.apply_batch(batch.into_iter().collect::<io::Result<_>>()?)?;
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        self.snapshots.taken();
+        Builder {
+            view: self.replica.as_ref().map(Replica::freeze),
+            meta: SnapshotMeta {
+                last: self.applied.as_ref().map(raft::log_id),
+                membership: raft::membership(self.membership.membership()),
+                membership_id: self.membership.log_id().as_ref().map(raft::log_id),
+            },
+            snapshots: self.snapshots.clone(),
+        }
+    }
+
+    /// Also how a server starts from its own newest snapshot.
+    async fn install_snapshot(
+        &mut self,
+        meta: &RaftSnapshotMeta,
+        snapshot: Snapshot,
+    ) -> io::Result<()> {
+        let gone = || io::Error::other("the state was lost in a failed restore");
+        let mut replica = self.replica.take().ok_or_else(gone)?;
+        let snapshots = self.snapshots.clone();
+        let restore = move || -> (Replica, Result<(), SnapshotError>) {
+            let index = snapshot.meta().index();
+            let restored = snapshot
+                .reader()
+                .and_then(|records| replica.restore(records, index))
+                .and_then(|()| snapshots.store.adopt(&snapshot));
+            (replica, restored)
+        };
+        let (replica, restored) = tokio::task::spawn_blocking(restore)
+            .await
+            .map_err(io::Error::other)?;
+        self.replica = Some(replica);
+        restored.map_err(io::Error::other)?;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.snapshots.taken();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<RaftSnapshot<LeaderId, ServerId, Server, Snapshot>>> {
+        let current = self.snapshots.store.current();
+        current.map(raft_snapshot).transpose()
+    }
+}
+
+/// Writes one snapshot of a frozen view while the machine goes on.
+pub(super) struct Builder {
+    view: Option<Arc<View>>,
+    meta: SnapshotMeta,
+    snapshots: Arc<Snapshots>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = Snapshot;
+
+    async fn build_snapshot(
+        &mut self,
+    ) -> io::Result<RaftSnapshot<LeaderId, ServerId, Server, Snapshot>> {
+        let permit = self.snapshots.writing.clone().acquire_owned().await;
+        let permit = permit.map_err(io::Error::other)?;
+        let view = self.view.take();
+        let view = view.ok_or_else(|| io::Error::other("no state to take a snapshot of"))?;
+        let meta = self.meta.clone();
+        let snapshots = self.snapshots.clone();
+        let write = move || {
+            let written = snapshots.store.write(&meta, view.records());
+            // What only the snapshot still held is freed here, and not in the task that applies.
+            drop(view);
+            drop(permit);
+            written
+        };
+        let snapshot = tokio::task::spawn_blocking(write)
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
+        raft_snapshot(snapshot)
+    }
+}
+
+fn raft_snapshot(
+    snapshot: Snapshot,
+) -> io::Result<RaftSnapshot<LeaderId, ServerId, Server, Snapshot>> {
+    let meta = snapshot.meta();
+    Ok(RaftSnapshot {
+        meta: RaftSnapshotMeta {
+            last_log_id: meta.last.map(raft::raft_log_id),
+            last_membership: StoredMembership::new(
+                meta.membership_id.map(raft::raft_log_id),
+                raft::raft_membership(meta.membership.clone())?,
+            ),
+        },
+        snapshot,
+    })
+}

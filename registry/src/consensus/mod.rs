@@ -1,0 +1,438 @@
+//! Agreement between servers: one log, in one order, on a majority of them.
+//!
+//! [`Consensus`] is a façade over openraft. What it promises is Raft's: a command whose outcome was
+//! given is on the disks of a quorum and survives any minority of failures, and every server applies
+//! the same commands in the same order. No type of openraft leaves this room, so that its version
+//! can change (or it can be replaced) without anybody noticing.
+//!
+//! ```text
+//! propose -> admission -> raft core -> log (group commit) -> quorum -> Machine -> view, wake, answer
+//!                                                                        `-> snapshot when due
+//! ```
+//!
+//! A server that can no longer keep the promises stops the process ([`FatalHandler`]).
+
+mod admission;
+mod config;
+mod data_dir;
+mod error;
+mod machine;
+mod network;
+mod raft;
+mod stats;
+mod storage;
+mod supervisor;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use openraft::{
+    Config, Raft, ReadPolicy, SnapshotPolicy as RaftSnapshotPolicy,
+    async_runtime::watch::WatchReceiver,
+    errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError},
+};
+use tokio::{sync::watch, task::JoinHandle};
+use uuid::Uuid;
+
+use self::{
+    admission::{Admission, Refused},
+    data_dir::DataDir,
+    machine::{Machine, Snapshots},
+    network::Network,
+    raft::{Proposal, Reply, TypeConfig},
+    storage::Storage,
+    supervisor::Supervisor,
+};
+use crate::{
+    command::{Command, Outcome},
+    log::{DiskLog, DiskLogConfig, LogStore, MemoryLog, Server, ServerId},
+    replica::{Registry, Replica},
+    snapshot::SnapshotStore,
+};
+
+pub use config::{ConsensusConfig, FatalHandler, Limits, Timings};
+pub use data_dir::DataDirError;
+pub use error::{ProposeError, ReadError, StartError};
+pub use machine::SnapshotPolicy;
+
+/// One server's part in the consensus. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Consensus {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: ServerId,
+    raft: Raft<TypeConfig, Machine>,
+    registry: Registry,
+    log: Arc<dyn LogStore>,
+    snapshots: Arc<Snapshots>,
+    admission: Arc<Admission>,
+    leader: watch::Receiver<Option<Leader>>,
+    /// The term in which this server, leading alone, was seen to have applied what precedes it.
+    settled_term: AtomicU64,
+    stopping: Arc<AtomicBool>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+    data_dir: Mutex<Option<DataDir>>,
+}
+
+/// The server that leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    pub node_uuid: Uuid,
+    pub name: String,
+    pub address: String,
+}
+
+/// How fresh a read must be. The names are Consul's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Whatever this server has.
+    Stale,
+    /// What the leader has, while its lease lasts. Stale only if a clock runs far off: the lease
+    /// assumes that no server's clock runs faster than another's by more than the election timeout.
+    #[default]
+    Default,
+    /// Everything that was acknowledged before the read began; asks a quorum.
+    Consistent,
+}
+
+impl Consensus {
+    /// Starts a server: opens its data, recovers the state, and takes part. Returns before there is
+    /// a leader. To be called within a tokio runtime.
+    pub async fn start(config: ConsensusConfig) -> Result<Consensus, StartError> {
+        let raft_config = Arc::new(raft_config(&config)?);
+        let id = ServerId(config.node_uuid);
+        let own = Server {
+            name: config.node_name.clone(),
+            address: config.server_address.clone(),
+        };
+        let opened = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || Opened::open(&config)).await
+        };
+        let opened = opened.map_err(|error| StartError::Raft(error.to_string()))??;
+        let snapshots = Snapshots::new(opened.snapshots, config.snapshots);
+        let replica = Replica::new();
+        let registry = replica.registry();
+        let machine = Machine::new(replica, snapshots.clone());
+        let storage = Storage(opened.log.clone());
+        let raft = Raft::new(id, raft_config, Network::Alone, storage, machine)
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+        found_or_rejoin(&raft, id, &own, config.bootstrap).await?;
+
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (supervisor, leader) = Supervisor::new(
+            raft.clone(),
+            id,
+            own,
+            snapshots.clone(),
+            stopping.clone(),
+            config.on_fatal,
+        );
+        let supervisor = tokio::spawn(supervisor.run());
+        let limits = config.limits;
+        let inner = Inner {
+            id,
+            raft,
+            registry,
+            log: opened.log,
+            snapshots,
+            admission: Admission::new(limits.proposals_in_flight, limits.bytes_in_flight),
+            leader,
+            settled_term: AtomicU64::new(0),
+            stopping,
+            supervisor: Mutex::new(Some(supervisor)),
+            data_dir: Mutex::new(opened.data_dir),
+        };
+        Ok(Consensus {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The state as far as this server has applied it.
+    pub fn registry(&self) -> Registry {
+        self.inner.registry.clone()
+    }
+
+    /// Puts a command into the log and waits until it is applied here: the view of
+    /// [`Consensus::registry`] has it when this returns.
+    ///
+    /// To drop the future does not take the command back.
+    pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
+        let inner = &*self.inner;
+        if inner.stopping.load(Ordering::Relaxed) {
+            return Err(ProposeError::ShuttingDown);
+        }
+        let bytes = command.encode();
+        let size = bytes.len();
+        let permit = inner
+            .admission
+            .admit(size)
+            .map_err(|refused| match refused {
+                Refused::Full => ProposeError::Overloaded,
+                Refused::TooLarge => ProposeError::TooLarge {
+                    size,
+                    limit: inner.admission.max_bytes(),
+                },
+            })?;
+        let (reply, answer) = Reply::new(permit);
+        let sent = inner.raft.client_write_ff(Proposal(bytes), Some(reply));
+        if sent.await.is_err() {
+            return Err(ProposeError::ShuttingDown);
+        }
+        match answer.await {
+            Ok(Ok(response)) => Ok(response.data),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(match inner.other_leader(forward) {
+                    Some(leader) => ProposeError::NotLeader { leader },
+                    None => ProposeError::NoLeader,
+                })
+            }
+            // It is in the log here, and what becomes of it another leader decides.
+            Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
+        }
+    }
+
+    /// The leader as far as this server knows.
+    pub fn leader(&self) -> Option<Leader> {
+        self.inner.leader.borrow().clone()
+    }
+
+    pub fn is_leader(&self) -> bool {
+        let leader = self.inner.leader.borrow();
+        leader
+            .as_ref()
+            .is_some_and(|leader| leader.node_uuid == self.inner.id.0)
+    }
+
+    /// Tells of every change of leader, its loss included.
+    pub fn leader_changes(&self) -> watch::Receiver<Option<Leader>> {
+        self.inner.leader.clone()
+    }
+
+    /// The addresses of the voting servers.
+    pub fn peers(&self) -> Vec<String> {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters = membership.voter_ids();
+        voters
+            .filter_map(|id| membership.get_node(&id))
+            .map(|server| server.address.clone())
+            .collect()
+    }
+
+    /// Waits until the view of this server is as fresh as `consistency` asks, or says why it cannot
+    /// be. Load the view afterwards.
+    pub async fn read_barrier(&self, consistency: Consistency) -> Result<(), ReadError> {
+        let inner = &*self.inner;
+        let policy = match consistency {
+            Consistency::Stale => return Ok(()),
+            Consistency::Default if inner.leads_alone_and_settled() => return Ok(()),
+            Consistency::Default => ReadPolicy::LeaseRead,
+            Consistency::Consistent => ReadPolicy::ReadIndex,
+        };
+        match inner.raft.ensure_linearizable(policy).await {
+            Ok(read) => {
+                let term = read.committed_leader_id().term;
+                inner.settled_term.fetch_max(term, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(match inner.other_leader(forward) {
+                    Some(leader) => ReadError::NotLeader { leader },
+                    None => ReadError::NoLeader,
+                })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(ReadError::NoQuorum)
+            }
+            Err(RaftError::Fatal(_)) => Err(ReadError::ShuttingDown),
+        }
+    }
+
+    /// How long ago this server heard from the leader; zero on the leader itself, `None` if there is
+    /// none.
+    pub fn last_contact(&self) -> Option<Duration> {
+        self.is_leader().then_some(Duration::ZERO)
+    }
+
+    /// The figures of `consul info`, section `raft`.
+    pub fn stats(&self) -> Vec<(String, String)> {
+        stats::collect(&self.inner)
+    }
+
+    /// Stops taking part, makes the log durable and lets go of the data directory. Proposals that
+    /// have no outcome yet learn that it is unknown.
+    pub async fn shutdown(&self) {
+        let inner = &*self.inner;
+        inner.stopping.store(true, Ordering::Relaxed);
+        inner.snapshots.store.stop();
+        if let Err(error) = inner.raft.shutdown().await {
+            tracing::warn!(%error, "the consensus did not stop cleanly");
+        }
+        let supervisor = take(&inner.supervisor);
+        if let Some(supervisor) = supervisor {
+            supervisor.abort();
+            // Aborted or already done: either way it is gone.
+            let _ = supervisor.await;
+        }
+        // A snapshot being written gives up soon; none begins any more.
+        let writing = inner.snapshots.writing.acquire().await.is_ok();
+        if writing {
+            inner.snapshots.writing.close();
+        }
+        let log = inner.log.clone();
+        match tokio::task::spawn_blocking(move || log.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the log was not closed cleanly"),
+            Err(error) => tracing::error!(%error, "the log was not closed"),
+        }
+        drop(take(&inner.data_dir));
+    }
+}
+
+impl Inner {
+    /// Whether a read of the leader's view needs no round trip: nobody else can lead while this
+    /// server is the only voter, and it has applied what was committed before its term. What it
+    /// acknowledged since is in the view, because an answer is given after the view is published.
+    fn leads_alone_and_settled(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state.is_leader()
+            && metrics.vote.leader_id.term == self.settled_term.load(Ordering::Relaxed)
+            && metrics.membership_config.voter_ids().eq([self.id])
+    }
+
+    /// Where to send what this server does not take. Not to itself: it refuses because it lost its
+    /// quorum.
+    fn other_leader(&self, forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
+        let id = forward.leader_id.filter(|id| *id != self.id)?;
+        let server = forward.leader_node?;
+        Some(leader(id, server))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(supervisor) = take(&self.supervisor) {
+            supervisor.abort();
+        }
+    }
+}
+
+fn leader(id: ServerId, server: Server) -> Leader {
+    Leader {
+        node_uuid: id.0,
+        name: server.name,
+        address: server.address,
+    }
+}
+
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// The stores of a server.
+struct Opened {
+    log: Arc<dyn LogStore>,
+    snapshots: SnapshotStore,
+    data_dir: Option<DataDir>,
+}
+
+impl Opened {
+    /// Blocks while the log is read.
+    fn open(config: &ConsensusConfig) -> Result<Opened, StartError> {
+        let Some(data_dir) = &config.data_dir else {
+            return Ok(Opened {
+                log: Arc::new(MemoryLog::new()),
+                snapshots: SnapshotStore::in_memory(),
+                data_dir: None,
+            });
+        };
+        let data_dir = DataDir::open(data_dir, config.node_uuid)?;
+        let log = DiskLog::open(DiskLogConfig::new(data_dir.log())).map_err(StartError::Log)?;
+        Ok(Opened {
+            log: Arc::new(log),
+            snapshots: SnapshotStore::open(data_dir.snapshots())?,
+            data_dir: Some(data_dir),
+        })
+    }
+}
+
+/// The settings of openraft. What is not here is as its authors chose it; why each of these differs:
+/// `research/registry.md` §1.4.
+fn raft_config(config: &ConsensusConfig) -> Result<Config, StartError> {
+    let Timings {
+        heartbeat,
+        election_min,
+        election_max,
+    } = config.timings;
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let keep = config.snapshots.keep_entries;
+    let raft_config = Config {
+        cluster_name: "wharf".to_owned(),
+        heartbeat_interval: millis(heartbeat),
+        election_timeout_min: millis(election_min),
+        election_timeout_max: millis(election_max),
+        // A snapshot of a large state takes minutes on a slow link.
+        install_snapshot_timeout: millis(Duration::from_secs(600)),
+        // By size too, so the supervisor triggers it.
+        snapshot_policy: RaftSnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: keep,
+        replication_lag_threshold: keep.saturating_add(config.snapshots.entries),
+        purge_batch_size: 1024,
+        // Admission is ours, and comes before.
+        api_channel_size: Some(config.limits.proposals_in_flight as u64 + 1024),
+        // A server that was cut off must not depose a good leader when it comes back.
+        enable_pre_vote: Some(true),
+        // A leader that restarts asks for votes like any other: its state may be behind.
+        enable_leader_restore: Some(false),
+        // A leader without a quorum falls silent, so that others may elect (openraft #2080).
+        quorum_loss_probe_interval: Some(millis(election_max).saturating_mul(2)),
+        backoff: "50ms 100ms 200ms ..1s".to_owned(),
+        ..Config::default()
+    };
+    raft_config
+        .validate()
+        .map_err(|error| StartError::Settings(error.to_string()))
+}
+
+/// Founds a cluster of this server, if asked to and there is none; otherwise goes on with what the
+/// data directory says. A server alone need not wait for a leader to fall silent.
+async fn found_or_rejoin(
+    raft: &Raft<TypeConfig, Machine>,
+    id: ServerId,
+    own: &Server,
+    bootstrap: bool,
+) -> Result<(), StartError> {
+    let failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
+    let fatal = |error: Fatal<TypeConfig>| failed(&error);
+    let initialized = raft.is_initialized().await.map_err(fatal)?;
+    if !initialized {
+        if bootstrap {
+            let members = std::collections::BTreeMap::from([(id, own.clone())]);
+            raft.initialize(members)
+                .await
+                .map_err(|error| failed(&error))?;
+        }
+        return Ok(());
+    }
+    let alone =
+        raft.with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([id]));
+    if alone.await.map_err(fatal)? {
+        raft.trigger().elect(false).await.map_err(fatal)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

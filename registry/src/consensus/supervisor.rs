@@ -1,0 +1,123 @@
+//! What has to be looked after while a server runs: who leads, when to take a snapshot, and whether
+//! the core is still alive.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use openraft::{ChangeMembers, Raft, async_runtime::watch::WatchReceiver};
+use tokio::sync::watch;
+
+use super::{
+    FatalHandler, Leader, leader,
+    machine::{Machine, Snapshots},
+    raft::TypeConfig,
+};
+use crate::log::{Server, ServerId};
+
+pub(super) struct Supervisor {
+    raft: Raft<TypeConfig, Machine>,
+    id: ServerId,
+    own: Server,
+    snapshots: Arc<Snapshots>,
+    stopping: Arc<AtomicBool>,
+    on_fatal: FatalHandler,
+    leader: watch::Sender<Option<Leader>>,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        raft: Raft<TypeConfig, Machine>,
+        id: ServerId,
+        own: Server,
+        snapshots: Arc<Snapshots>,
+        stopping: Arc<AtomicBool>,
+        on_fatal: FatalHandler,
+    ) -> (Supervisor, watch::Receiver<Option<Leader>>) {
+        let (sender, receiver) = watch::channel(None);
+        let supervisor = Supervisor {
+            raft,
+            id,
+            own,
+            snapshots,
+            stopping,
+            on_fatal,
+            leader: sender,
+        };
+        (supervisor, receiver)
+    }
+
+    pub(super) async fn run(self) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            self.publish_leader();
+            self.correct_address().await;
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { break },
+                () = self.snapshots.due.notified() => {
+                    if self.raft.trigger().snapshot().await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.leader.send_replace(None);
+        if !self.stopping.load(Ordering::Relaxed) {
+            self.on_fatal.call(&self.reason());
+        }
+    }
+
+    fn publish_leader(&self) {
+        let current = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.current_leader.and_then(|id| {
+                let server = metrics.membership_config.get_node(&id)?;
+                Some(leader(id, server.clone()))
+            })
+        };
+        self.leader.send_if_modified(|published| {
+            let changed = *published != current;
+            if changed {
+                match &current {
+                    Some(leader) => {
+                        tracing::info!(name = leader.name, address = leader.address, "new leader");
+                    }
+                    None => tracing::warn!("the leader is lost"),
+                }
+                *published = current;
+            }
+            changed
+        });
+    }
+
+    /// A server that leads alone and was given another name or address says so in the membership.
+    async fn correct_address(&self) {
+        let differs = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            let membership = &metrics.membership_config;
+            metrics.state.is_leader()
+                && membership.voter_ids().eq([self.id])
+                && membership.get_node(&self.id) != Some(&self.own)
+        };
+        if differs {
+            let own = std::collections::BTreeMap::from([(self.id, self.own.clone())]);
+            let change = ChangeMembers::SetNodes(own);
+            if let Err(error) = self.raft.change_membership(change, true).await {
+                tracing::warn!(%error, "the new address of this server is not in the membership");
+            }
+        }
+    }
+
+    /// Why the core ended.
+    fn reason(&self) -> String {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        match &metrics.running_state {
+            Ok(()) => "the consensus task ended unexpectedly".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+}

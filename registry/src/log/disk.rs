@@ -1,0 +1,316 @@
+//! The durable log: `raft-log`, a write-ahead log in chunk files with one flushing thread.
+//!
+//! Vote, entries, truncations, purges and the committed id are records of one sequence, so their
+//! order on disk is the order in which they were written. Each record has a checksum. When a log is
+//! opened, a record that was cut short at the very end is what a crash leaves of a write nobody was
+//! told about, and is dropped; anything else that does not verify is damage, and is refused.
+//!
+//! Many appends share an fsync (group commit): while one runs, the next ones gather. After a failed
+//! write or fsync the flushing thread stops for good, and whoever waits is told.
+//!
+//! The chunk files are made by the library, with the permissions of the process; nobody else gets
+//! through the directory around them.
+
+use std::{
+    io::{self, Read, Write},
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use raft_log::{
+    RaftLog, Types,
+    api::raft_log_writer::RaftLogWriter,
+    codeq::{Decode, Encode},
+};
+
+use super::{
+    Entry, LogId, LogState, LogStore, OnDurable, Payload, Vote,
+    codec::{self, CodecError, LOG_ID_LEN, VOTE_LEN},
+};
+
+/// Where a log is, and how it spends memory and disk.
+#[derive(Clone, Debug)]
+pub struct DiskLogConfig {
+    /// An existing directory that nothing else uses.
+    pub directory: PathBuf,
+    /// A chunk file is closed at this size, and removed as a whole once all of it is purged.
+    pub chunk_bytes: usize,
+    /// Payloads of closed chunks that stay in memory for followers and for applying.
+    pub cache_bytes: usize,
+    /// How long the flushing thread gathers writes before an fsync.
+    pub gather: Duration,
+}
+
+impl DiskLogConfig {
+    pub fn new(directory: PathBuf) -> DiskLogConfig {
+        DiskLogConfig {
+            directory,
+            chunk_bytes: 64 << 20,
+            cache_bytes: 64 << 20,
+            // Long enough to take what is already queued. Waiting for more does not pay: what
+            // comes while an fsync runs is gathered by that.
+            gather: Duration::from_micros(50),
+        }
+    }
+}
+
+/// A log on disk.
+#[derive(Debug)]
+pub struct DiskLog {
+    /// `None` once closed.
+    log: Mutex<Option<RaftLog<Stored>>>,
+}
+
+impl DiskLog {
+    /// Opens or creates the log. Blocks while it is read.
+    pub fn open(config: DiskLogConfig) -> io::Result<DiskLog> {
+        let directory = config.directory;
+        let mut settings = raft_log::Config::new(directory.display());
+        settings.wal.chunk_max_size = Some(config.chunk_bytes);
+        settings.wal.read_buffer_size = Some(1 << 20);
+        settings.wal.flush_batch_wait = Some(config.gather);
+        settings.log_cache_capacity = Some(config.cache_bytes);
+        let log = RaftLog::open(Arc::new(settings)).map_err(|error| refused(&directory, &error))?;
+        Ok(DiskLog {
+            log: Mutex::new(Some(log)),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<RaftLog<Stored>>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut RaftLog<Stored>) -> io::Result<T>) -> io::Result<T> {
+        match &mut *self.lock() {
+            Some(log) => act(log),
+            None => Err(io::Error::other("the log is closed")),
+        }
+    }
+}
+
+fn refused(directory: &Path, error: &io::Error) -> io::Error {
+    let what = match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::Other => "is damaged",
+        _ => "cannot be opened",
+    };
+    io::Error::new(
+        error.kind(),
+        format!("the log in {} {what}: {error}", directory.display()),
+    )
+}
+
+impl LogStore for DiskLog {
+    fn state(&self) -> LogState {
+        let log = self.lock();
+        let Some(log) = &*log else {
+            return LogState::default();
+        };
+        LogState {
+            purged: log.log_state().purged().copied(),
+            last: log.log_state().last().copied(),
+        }
+    }
+
+    fn vote(&self) -> Option<Vote> {
+        self.lock().as_ref()?.log_state().vote().copied()
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.lock().as_ref()?.log_state().committed().copied()
+    }
+
+    fn save_vote(&self, vote: Vote, done: OnDurable) -> io::Result<()> {
+        self.with(|log| {
+            log.save_vote(vote)?;
+            log.flush(true, Some(done))
+        })
+    }
+
+    fn append(&self, entries: Vec<Entry>, done: OnDurable) -> io::Result<()> {
+        self.with(|log| {
+            log.append(
+                entries
+                    .into_iter()
+                    .map(|entry| (entry.id, Body(entry.payload))),
+            )?;
+            log.flush(true, Some(done))
+        })
+    }
+
+    fn truncate_after(&self, last: Option<LogId>) -> io::Result<()> {
+        let first_gone = last.map_or(0, |last| last.index + 1);
+        self.with(|log| log.truncate(first_gone).map(|_| ()))
+    }
+
+    fn purge(&self, up_to: LogId) -> io::Result<()> {
+        // Durable with the next append; until then the chunks stay.
+        self.with(|log| log.purge(up_to).map(|_| ()))
+    }
+
+    fn save_committed(&self, committed: Option<LogId>) -> io::Result<()> {
+        let Some(committed) = committed else {
+            return Ok(());
+        };
+        self.with(|log| {
+            let state = log.log_state();
+            if Some(&committed) <= state.committed() || Some(&committed) > state.last() {
+                return Ok(());
+            }
+            log.commit(committed)?;
+            log.flush(false, None)
+        })
+    }
+
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.with(|log| {
+            let mut entries = Vec::new();
+            let mut bytes = 0usize;
+            for entry in log.read(range.start, range.end) {
+                let (id, Body(payload)) = entry?;
+                let entry = Entry { id, payload };
+                bytes = bytes.saturating_add(entry.size());
+                if !entries.is_empty() && bytes > max_bytes {
+                    break;
+                }
+                entries.push(entry);
+            }
+            Ok(entries)
+        })
+    }
+
+    fn close(&self) -> io::Result<()> {
+        let Some(mut log) = self.lock().take() else {
+            return Ok(());
+        };
+        let (done, durable) = mpsc::sync_channel(1);
+        let done = OnDurable::new(move |result| {
+            // The receiver below waits for exactly this.
+            let _ = done.send(result);
+        });
+        log.flush(true, Some(done))?;
+        durable.recv().map_err(io::Error::other)?
+        // Dropping the log joins its thread and unlocks the directory.
+    }
+}
+
+/// What `raft-log` stores for us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Stored;
+
+impl Types for Stored {
+    type LogId = LogId;
+    type LogPayload = Body;
+    type Vote = Vote;
+    type Callback = OnDurable;
+    /// Not used.
+    type UserData = String;
+
+    fn log_index(id: &LogId) -> u64 {
+        id.index
+    }
+
+    fn payload_size(body: &Body) -> u64 {
+        body.0.size() as u64
+    }
+}
+
+impl raft_log::Callback for OnDurable {
+    fn send(self, result: io::Result<()>) {
+        self.call(result);
+    }
+}
+
+/// A payload as a record holds it: `u32 length, u32 crc32 of the length, bytes`.
+///
+/// The length has a checksum of its own because the library tells a torn tail from damage by
+/// whether the bytes end early. A length that was flipped in the middle of the file would send the
+/// reader past the end, look torn, and silently cut off every entry after it.
+#[derive(Clone, Debug)]
+struct Body(Payload);
+
+const MAX_BODY: usize = 1 << 30;
+
+impl Encode for Body {
+    fn encode<W: Write>(&self, mut out: W) -> io::Result<usize> {
+        let bytes = codec::encode_payload(&self.0);
+        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        out.write_all(&len.to_be_bytes())?;
+        out.write_all(&crc32fast::hash(&len.to_be_bytes()).to_be_bytes())?;
+        out.write_all(&bytes)?;
+        Ok(8 + bytes.len())
+    }
+}
+
+impl Decode for Body {
+    fn decode<R: Read>(mut input: R) -> io::Result<Body> {
+        let len: [u8; 4] = array(&mut input)?;
+        let crc = u32::from_be_bytes(array(&mut input)?);
+        if crc32fast::hash(&len) != crc {
+            return Err(damaged("the length of an entry has a wrong checksum"));
+        }
+        let len = u32::from_be_bytes(len) as usize;
+        if len > MAX_BODY {
+            return Err(damaged("an entry is too large"));
+        }
+        let mut bytes = Vec::new();
+        input.take(len as u64).read_to_end(&mut bytes)?;
+        if bytes.len() < len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        codec::decode_payload(Bytes::from(bytes))
+            .map(Body)
+            .map_err(undecodable)
+    }
+}
+
+impl Encode for LogId {
+    fn encode<W: Write>(&self, mut out: W) -> io::Result<usize> {
+        let mut bytes = BytesMut::with_capacity(LOG_ID_LEN);
+        codec::put_log_id(&mut bytes, *self);
+        out.write_all(&bytes)?;
+        Ok(bytes.len())
+    }
+}
+
+impl Decode for LogId {
+    fn decode<R: Read>(mut input: R) -> io::Result<LogId> {
+        let bytes: [u8; LOG_ID_LEN] = array(&mut input)?;
+        codec::get_log_id(&mut &bytes[..]).map_err(undecodable)
+    }
+}
+
+impl Encode for Vote {
+    fn encode<W: Write>(&self, mut out: W) -> io::Result<usize> {
+        let mut bytes = BytesMut::with_capacity(VOTE_LEN);
+        codec::put_vote(&mut bytes, *self);
+        out.write_all(&bytes)?;
+        Ok(bytes.len())
+    }
+}
+
+impl Decode for Vote {
+    fn decode<R: Read>(mut input: R) -> io::Result<Vote> {
+        let bytes: [u8; VOTE_LEN] = array(&mut input)?;
+        codec::get_vote(&mut &bytes[..]).map_err(undecodable)
+    }
+}
+
+fn array<const N: usize>(input: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    input.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn undecodable(error: CodecError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+fn damaged(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

@@ -1,0 +1,282 @@
+//! Where the snapshots of a server are.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufReader, BufWriter, Read, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::{Buf, Bytes};
+
+use super::{SnapshotError, SnapshotMeta, SnapshotReader, SnapshotWriter};
+use crate::state::Record;
+
+/// How many are kept: the newest, and the one before it in case the newest is damaged.
+const KEEP: usize = 2;
+const SUFFIX: &str = ".snapshot";
+const BUFFER: usize = 256 << 10;
+/// How many records are written between two looks at whether to stop.
+const STOP_CHECK: usize = 1024;
+
+/// A finished snapshot that can be read any number of times, also after the store dropped it.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    meta: SnapshotMeta,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Memory(Bytes),
+    File(Arc<File>),
+}
+
+/// The snapshots of one server: files in a directory, or the same bytes in memory.
+#[derive(Debug)]
+pub struct SnapshotStore {
+    directory: Option<PathBuf>,
+    current: Mutex<Option<Snapshot>>,
+    /// Tells temporary files apart.
+    serial: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl Snapshot {
+    pub fn meta(&self) -> &SnapshotMeta {
+        &self.meta
+    }
+
+    /// The bytes, from the start.
+    pub fn bytes(&self) -> impl Read + Send + use<> {
+        let content = match &self.content {
+            Content::Memory(bytes) => Cursor::Memory(bytes.clone().reader()),
+            Content::File(file) => Cursor::File {
+                file: file.clone(),
+                offset: 0,
+            },
+        };
+        BufReader::with_capacity(BUFFER, content)
+    }
+
+    pub fn reader(&self) -> Result<SnapshotReader<impl Read + Send + use<>>, SnapshotError> {
+        SnapshotReader::new(self.bytes())
+    }
+}
+
+/// A position of its own in a snapshot that others read too.
+enum Cursor {
+    Memory(bytes::buf::Reader<Bytes>),
+    File { file: Arc<File>, offset: u64 },
+}
+
+impl Read for Cursor {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Cursor::Memory(reader) => reader.read(buffer),
+            Cursor::File { file, offset } => {
+                let read = file.read_at(buffer, *offset)?;
+                *offset += read as u64;
+                Ok(read)
+            }
+        }
+    }
+}
+
+impl SnapshotStore {
+    pub fn in_memory() -> SnapshotStore {
+        SnapshotStore::new(None, None)
+    }
+
+    /// Opens the snapshots in `directory`, which exists. The newest that is whole becomes the
+    /// current one: a damaged one is said and set aside, and the one before it may still do, as
+    /// long as the log reaches back to it.
+    pub fn open(directory: PathBuf) -> Result<SnapshotStore, SnapshotError> {
+        let mut current = None;
+        for path in files(&directory)?.into_iter().rev() {
+            match open_verified(&path) {
+                Ok(snapshot) => {
+                    current = Some(snapshot);
+                    break;
+                }
+                // A newer format is not damage: the file stays, and we do not go on without it.
+                Err(error @ (SnapshotError::Version { .. } | SnapshotError::Io(_))) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "snapshot refused");
+                    let mut aside = path.clone().into_os_string();
+                    aside.push(".damaged");
+                    fs::rename(&path, aside)?;
+                }
+            }
+        }
+        for leftover in names(&directory, ".tmp")? {
+            fs::remove_file(leftover)?;
+        }
+        Ok(SnapshotStore::new(Some(directory), current))
+    }
+
+    fn new(directory: Option<PathBuf>, current: Option<Snapshot>) -> SnapshotStore {
+        SnapshotStore {
+            directory,
+            current: Mutex::new(current),
+            serial: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// The newest snapshot.
+    pub fn current(&self) -> Option<Snapshot> {
+        self.lock().clone()
+    }
+
+    /// Writes a snapshot of `records` and makes it the current one. Blocks; when it returns, the
+    /// snapshot is durable, and until then the previous one stays current.
+    pub fn write(
+        &self,
+        meta: &SnapshotMeta,
+        records: impl Iterator<Item = Record>,
+    ) -> Result<Snapshot, SnapshotError> {
+        self.put(meta, |out| {
+            let mut writer = SnapshotWriter::new(out, meta)?;
+            for (number, record) in records.enumerate() {
+                if number % STOP_CHECK == 0 && self.stopping.load(Ordering::Relaxed) {
+                    return Err(SnapshotError::Interrupted);
+                }
+                writer.push(&record)?;
+            }
+            writer.finish()?;
+            Ok(())
+        })
+    }
+
+    /// Makes a snapshot that came from elsewhere the current one. Blocks. The caller has read it to
+    /// the end and found it whole.
+    pub fn adopt(&self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+        if self.lock().as_ref().map(Snapshot::meta) == Some(snapshot.meta()) {
+            return Ok(());
+        }
+        self.put(snapshot.meta(), |out| {
+            io::copy(&mut snapshot.bytes(), out)?;
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Makes a write in progress give up soon.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn put(
+        &self,
+        meta: &SnapshotMeta,
+        fill: impl FnOnce(&mut dyn Write) -> Result<(), SnapshotError>,
+    ) -> Result<Snapshot, SnapshotError> {
+        let content = match &self.directory {
+            None => {
+                let mut bytes = Vec::new();
+                fill(&mut bytes)?;
+                Content::Memory(bytes.into())
+            }
+            Some(directory) => Content::File(Arc::new(self.put_file(directory, meta, fill)?)),
+        };
+        let snapshot = Snapshot {
+            meta: meta.clone(),
+            content,
+        };
+        let mut current = self.lock();
+        // A peer's snapshot may have overtaken the one that we were writing.
+        if current.as_ref().is_none_or(|c| c.meta.last < meta.last) {
+            *current = Some(snapshot.clone());
+        }
+        Ok(snapshot)
+    }
+
+    fn put_file(
+        &self,
+        directory: &Path,
+        meta: &SnapshotMeta,
+        fill: impl FnOnce(&mut dyn Write) -> Result<(), SnapshotError>,
+    ) -> Result<File, SnapshotError> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let term = meta.last.map_or(0, |id| id.term);
+        // Zero-padded, so that names sort as snapshots do.
+        let name = format!("{:020}-{term:020}{SUFFIX}", meta.index());
+        let temporary = directory.join(format!("{name}.{serial}.tmp"));
+        let filled = fill_file(&temporary, fill);
+        let file = match filled {
+            Ok(file) => file,
+            Err(error) => {
+                // What could not be written is of no use; the error that matters is the first one.
+                let _ = fs::remove_file(&temporary);
+                return Err(error);
+            }
+        };
+        fs::rename(&temporary, directory.join(name))?;
+        File::open(directory)?.sync_all()?;
+        let mut kept = files(directory)?;
+        kept.truncate(kept.len().saturating_sub(KEEP));
+        for old in kept {
+            fs::remove_file(old)?;
+        }
+        Ok(file)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Snapshot>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn fill_file(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), SnapshotError>,
+) -> Result<File, SnapshotError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let mut out = BufWriter::with_capacity(BUFFER, file);
+    fill(&mut out)?;
+    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+fn open_verified(path: &Path) -> Result<Snapshot, SnapshotError> {
+    let content = Content::File(Arc::new(File::open(path)?));
+    let mut snapshot = Snapshot {
+        meta: SnapshotMeta::default(),
+        content,
+    };
+    let reader = snapshot.reader()?;
+    let meta = reader.meta().clone();
+    reader.verify()?;
+    snapshot.meta = meta;
+    Ok(snapshot)
+}
+
+/// The snapshots in a directory, oldest first.
+fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = names(directory, SUFFIX)?;
+    files.sort();
+    Ok(files)
+}
+
+fn names(directory: &Path, suffix: &str) -> io::Result<Vec<PathBuf>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(suffix) {
+            names.push(path);
+        }
+    }
+    Ok(names)
+}
