@@ -164,6 +164,11 @@ fn questions() -> Vec<Question> {
                 .collect();
             (view.indexes().service_names, format!("{names:?}"))
         }),
+        (WatchKey::Services, |view, _| {
+            let services: Vec<_> = view.nodes().map(|entry| entry.services.clone()).collect();
+            let services: Vec<_> = services.into_iter().filter(|all| !all.is_empty()).collect();
+            (view.indexes().services, format!("{services:?}"))
+        }),
         (WatchKey::Checks, |view, _| {
             let checks: Vec<_> = view.checks().collect();
             (view.indexes().checks, format!("{checks:?}"))

@@ -281,6 +281,7 @@ impl State {
             entry.services.insert(id.clone(), Arc::new(service));
         });
         self.indexes.services = index;
+        touched.add(WatchKey::Services);
         if names_change {
             self.indexes.service_names = index;
             touched.add(WatchKey::ServiceNames);
@@ -346,6 +347,7 @@ impl State {
         }
         if !entry.services.is_empty() {
             self.indexes.services = index;
+            touched.add(WatchKey::Services);
         }
         if !entry.checks.is_empty() {
             self.indexes.checks = index;
@@ -381,6 +383,7 @@ impl State {
             }
         });
         self.indexes.services = index;
+        touched.add(WatchKey::Services);
         self.remove_instance(index, key, &service, touched);
     }
 
@@ -584,8 +587,8 @@ mod tests {
         assert_eq!(outcome, Outcome::Done);
         assert_eq!(
             first.len(),
-            5,
-            "nodes, the node, the service, the names, the checks"
+            6,
+            "nodes, the node, services, the service, the names, the checks"
         );
         assert!(second.is_empty());
         assert_eq!(

@@ -34,6 +34,8 @@ pub enum WatchKey {
     Node(Str),
     /// The names of all services, with their tags.
     ServiceNames,
+    /// Any instance, in what it says of itself.
+    Services,
     /// One service: its instances, with their nodes and checks.
     Service(Str),
     /// Any check.

@@ -84,14 +84,16 @@ pub(crate) async fn services(
                 filtered = true;
                 continue;
             }
-            if !filter.has_node_meta() {
+            if !filter.has_node_meta() && !filter.has_expression() {
                 rows.insert(&entry.name, entry.tags().iter().collect());
                 continue;
             }
             let mut tags = std::collections::BTreeSet::new();
             let mut found = false;
             for instance in entry.instances.values() {
-                if filter.node_meta(&instance.node.meta) {
+                if filter.node_meta(&instance.node.meta)
+                    && filter.keeps(&CatalogService::new(instance))?
+                {
                     found = true;
                     tags.extend(instance.service.tags.iter());
                 }
@@ -107,6 +109,12 @@ pub(crate) async fn services(
             filtered,
         })
     };
+    if filter.has_expression() {
+        // Which services count depends on anything that instances say.
+        let keys = [WatchKey::Services, WatchKey::Nodes];
+        let index = |view: &View| view.indexes().services.max(view.indexes().nodes);
+        return blocking::read(context, &options, &keys, index, answer).await;
+    }
     if filter.has_node_meta() {
         // Which services count depends on the nodes too.
         let keys = [WatchKey::ServiceNames, WatchKey::Nodes];
@@ -208,19 +216,24 @@ async fn node_read(
     encode: impl Fn(Option<&Node>, Vec<&NodeService>, bool) -> Result<bytes::Bytes, HttpError>,
 ) -> Result<Response, HttpError> {
     let options = ReadOptions::parse(context, &request)?;
-    RowFilter::parse(&request)?;
+    let filter = RowFilter::parse(&request)?;
     let name = request.name("Missing node name")?;
     let caller = &request.caller;
     let answer = |view: &View| {
         let entry = view.node(name).map(|entry| &**entry);
         let visible: Option<&NodeEntry> =
             entry.filter(|entry| caller.may(Resource::Node(&entry.node.name), Access::Read));
-        let services = visible
+        let mut services: Vec<&NodeService> = Vec::new();
+        for service in visible
             .into_iter()
             .flat_map(|entry| entry.services.values())
-            .filter(|service| caller.may(Resource::Service(&service.name), Access::Read))
-            .map(|service| &**service)
-            .collect();
+        {
+            if caller.may(Resource::Service(&service.name), Access::Read)
+                && filter.keeps(&**service)?
+            {
+                services.push(service);
+            }
+        }
         let node = visible.map(|entry| &*entry.node);
         let json = encode(node, services, options.pretty)?;
         let filtered = entry.is_some() && visible.is_none();

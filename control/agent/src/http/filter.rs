@@ -1,10 +1,18 @@
 //! Which rows of a list a request asks for, beside what its caller may see.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::Value;
 use wharf_registry::{model::StrMap, state::Instance};
 
-use super::{error::HttpError, request::Request, response};
+use super::{
+    error::HttpError,
+    expression::{Expression, ExpressionError},
+    request::Request,
+    response,
+};
 
 /// `?tag`, `?node-meta`, `?near` and `?filter` of a request.
 #[derive(Debug)]
@@ -12,14 +20,19 @@ pub(crate) struct RowFilter {
     tags: Vec<String>,
     node_meta: Vec<(String, String)>,
     near: Option<String>,
+    expression: Option<Expression>,
+}
+
+impl From<ExpressionError> for HttpError {
+    fn from(error: ExpressionError) -> HttpError {
+        HttpError::bad_request(error.to_string())
+    }
 }
 
 impl RowFilter {
     pub(crate) fn parse(request: &Request) -> Result<RowFilter, HttpError> {
         let query = &request.query;
-        if query.get("filter").is_some() {
-            return Err(HttpError::not_built("?filter="));
-        }
+        let expression = query.get("filter").map(Expression::parse).transpose()?;
         let node_meta = query
             .all("node-meta")
             .map(|pair| match pair.split_once(':') {
@@ -34,12 +47,16 @@ impl RowFilter {
                 .collect(),
             node_meta: node_meta.collect(),
             near: query.get("near").map(str::to_owned),
+            expression,
         })
     }
 
     /// Whether every row passes: an answer encoded for everyone will do.
     pub(crate) fn is_empty(&self) -> bool {
-        self.tags.is_empty() && self.node_meta.is_empty() && self.near.is_none()
+        self.tags.is_empty()
+            && self.node_meta.is_empty()
+            && self.near.is_none()
+            && self.expression.is_none()
     }
 
     pub(crate) fn has_node_meta(&self) -> bool {
@@ -63,7 +80,52 @@ impl RowFilter {
         rows: &[T],
         pretty: bool,
     ) -> Result<Bytes, HttpError> {
-        response::encode(rows, pretty)
+        if self.expression.is_none() {
+            return response::encode(rows, pretty);
+        }
+        let kept: Result<Vec<Value>, HttpError> = rows
+            .iter()
+            .filter_map(|row| self.kept(row).transpose())
+            .collect();
+        response::encode(&kept?, pretty)
+    }
+
+    /// The same for an answer that is a map.
+    pub(crate) fn encode_map<K: Serialize + Ord, T: Serialize>(
+        &self,
+        rows: BTreeMap<K, T>,
+        pretty: bool,
+    ) -> Result<Bytes, HttpError> {
+        if self.expression.is_none() {
+            return response::encode(&rows, pretty);
+        }
+        let mut kept = BTreeMap::new();
+        for (key, row) in rows {
+            if let Some(row) = self.kept(&row)? {
+                kept.insert(key, row);
+            }
+        }
+        response::encode(&kept, pretty)
+    }
+
+    pub(crate) fn has_expression(&self) -> bool {
+        self.expression.is_some()
+    }
+
+    /// Whether the expression asks for a row.
+    pub(crate) fn keeps<T: Serialize>(&self, row: &T) -> Result<bool, HttpError> {
+        Ok(self.expression.is_none() || self.kept(row)?.is_some())
+    }
+
+    /// A row as JSON if the expression asks for it.
+    fn kept<T: Serialize>(&self, row: &T) -> Result<Option<Value>, HttpError> {
+        let row = serde_json::to_value(row)
+            .map_err(|error| HttpError::internal(format!("the answer does not encode: {error}")))?;
+        let keep = self
+            .expression
+            .as_ref()
+            .is_none_or(|expression| expression.matches(&row));
+        Ok(keep.then_some(row))
     }
 
     /// Without network coordinates, near means on the very node: its rows come first.

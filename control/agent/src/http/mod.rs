@@ -10,6 +10,7 @@ mod blocking;
 mod catalog;
 mod config_entries;
 mod error;
+mod expression;
 mod filter;
 mod health;
 mod kv;

@@ -474,3 +474,46 @@ mod testing {
         }
     }
 }
+
+#[tokio::test]
+async fn filters_choose_rows() {
+    let api = Api::start().await;
+    api.register("n1", "web", "passing").await;
+    api.register("n2", "db", "critical").await;
+    let count = async |path: &str| api.get(path).await.json().as_array().unwrap().len();
+    assert_eq!(count("/v1/catalog/nodes?filter=Node+==+n1").await, 1);
+    assert_eq!(
+        count("/v1/health/service/web?filter=v1+in+Service.Tags").await,
+        1
+    );
+    assert_eq!(
+        count("/v1/health/service/web?filter=v2+in+Service.Tags").await,
+        0
+    );
+    assert_eq!(
+        count("/v1/catalog/service/web?filter=ServicePort+==+80").await,
+        1
+    );
+    assert_eq!(
+        count("/v1/health/state/any?filter=Status+!=+critical").await,
+        1
+    );
+    let names = api
+        .get("/v1/catalog/services?filter=Node+==+n2")
+        .await
+        .json();
+    assert_eq!(names, json!({"db": ["v1"]}));
+    let node = api
+        .get("/v1/catalog/node/n1?filter=Service+==+none")
+        .await
+        .json();
+    assert_eq!(node["Services"], json!({}));
+    let bad = api.get("/v1/catalog/nodes?filter=Node+=+n1").await;
+    assert_eq!(bad.status, 400);
+    assert!(
+        bad.body
+            .starts_with("Failed to create boolean expression evaluator"),
+        "{}",
+        bad.body
+    );
+}
