@@ -110,15 +110,23 @@ impl ServiceEntry {
         })
     }
 
-    /// The encoded list of all instances, or of the passing ones; computed by `encode` the first
-    /// time after a change, by one reader for all.
-    pub fn encoded_health(&self, passing: bool, encode: impl FnOnce() -> Bytes) -> Bytes {
-        let cell = if passing {
+    /// The encoded list of all instances, or of the passing ones, if a reader left it here.
+    pub fn encoded_health(&self, passing: bool) -> Option<Bytes> {
+        self.health_cell(passing).get().cloned()
+    }
+
+    /// Leaves the encoded list for the next reader, until the service changes.
+    pub fn keep_encoded_health(&self, passing: bool, encoded: &Bytes) {
+        // Who comes second has computed the same.
+        let _ = self.health_cell(passing).set(encoded.clone());
+    }
+
+    fn health_cell(&self, passing: bool) -> &OnceLock<Bytes> {
+        if passing {
             &self.answers.health_passing
         } else {
             &self.answers.health
-        };
-        cell.get_or_init(encode).clone()
+        }
     }
 }
 
