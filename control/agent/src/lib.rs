@@ -7,5 +7,6 @@ pub mod authz;
 pub mod cluster;
 pub mod config_entry;
 pub mod context;
+pub mod grpc;
 pub mod http;
 pub mod telemetry;

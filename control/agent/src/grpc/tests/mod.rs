@@ -1,0 +1,125 @@
+//! The server as clients meet it: over loopback, with a cluster of one.
+
+mod proxy;
+mod server;
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use wharf_registry::{
+    Command,
+    command::{Deregister, DeregisterTarget, Register},
+    model::{CheckStatus, HealthCheck, Node, StrMap},
+};
+
+use super::*;
+use crate::{authz::AllowAll, cluster::testing::Solo};
+
+/// No answer of a test takes longer, unless it never comes.
+const SOON: Duration = Duration::from_secs(10);
+
+struct Harness {
+    address: SocketAddr,
+    cluster: Arc<dyn Cluster>,
+    shutdown: CancellationToken,
+    server: JoinHandle<Result<(), GrpcError>>,
+}
+
+impl Harness {
+    async fn start() -> Harness {
+        Harness::with(Limits::default(), Arc::new(AllowAll), None).await
+    }
+
+    async fn with(
+        limits: Limits,
+        authorizer: Arc<dyn Authorizer>,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> Harness {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let cluster: Arc<dyn Cluster> = Arc::new(Solo::new());
+        let shutdown = CancellationToken::new();
+        let context = GrpcContext {
+            cluster: cluster.clone(),
+            authorizer,
+            node: NodeInfo {
+                name: "n1".into(),
+                id: "".into(),
+                datacenter: "dc1".into(),
+                address: "10.0.0.1".into(),
+                tagged_addresses: StrMap::new(),
+                meta: StrMap::new(),
+                server: false,
+            },
+            limits,
+        };
+        let listeners = vec![GrpcListener { socket, tls }];
+        let server = tokio::spawn(serve(listeners, context, shutdown.clone()));
+        Harness {
+            address,
+            cluster,
+            shutdown,
+            server,
+        }
+    }
+
+    async fn channel(&self) -> Channel {
+        let endpoint = Channel::from_shared(format!("http://{}", self.address)).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    /// Shuts down and waits until all is over.
+    async fn stop(self) {
+        self.shutdown.cancel();
+        soon(self.server).await.unwrap().unwrap();
+    }
+
+    /// Puts an instance, given as JSON of the API, into the catalog, with one check.
+    async fn instance(&self, node: &str, service: Value, status: CheckStatus) {
+        let service: wharf_registry::model::NodeService = serde_json::from_value(service).unwrap();
+        let check = HealthCheck {
+            id: format!("service:{}", service.id).into(),
+            service_id: service.id.clone(),
+            status,
+            ..HealthCheck::default()
+        };
+        let register = Register {
+            node: Node {
+                name: node.into(),
+                address: "10.0.0.1".into(),
+                ..Node::default()
+            },
+            service: Some(service),
+            checks: vec![check],
+            ..Register::default()
+        };
+        let command = Command::Register(Box::new(register));
+        self.cluster.write(command).await.unwrap();
+    }
+
+    async fn remove(&self, node: &str, id: &str) {
+        let command = Command::Deregister(Deregister {
+            node: node.into(),
+            target: DeregisterTarget::Service(id.into()),
+        });
+        self.cluster.write(command).await.unwrap();
+    }
+
+    /// Waits until nothing of the registry is watched any more.
+    async fn until_unwatched(&self) {
+        soon(async {
+            while self.cluster.registry().watches().watchers() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(SOON, future)
+        .await
+        .expect("it never comes")
+}
