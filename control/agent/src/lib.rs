@@ -3,10 +3,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod anti_entropy;
 pub mod authz;
 pub mod cluster;
 pub mod config_entry;
 pub mod context;
 pub mod grpc;
 pub mod http;
+pub mod local;
 pub mod telemetry;
