@@ -10,9 +10,13 @@
 mod auth;
 mod feed;
 mod health;
+mod lease;
 mod proxy_configuration;
+mod registration;
+mod registry;
 mod status;
 mod transport;
+mod watch;
 mod watch_set;
 
 #[cfg(test)]
@@ -25,15 +29,21 @@ use tokio::net::TcpListener;
 use tokio_rustls::{TlsAcceptor, rustls};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
-use wharf_proto::v1::proxy_configuration_server::ProxyConfigurationServer;
+use wharf_proto::v1::{
+    proxy_configuration_server::ProxyConfigurationServer, registry_server::RegistryServer,
+};
 
-use self::transport::{Bounds, Gate};
-use crate::{authz::Authorizer, cluster::Cluster, context::NodeInfo};
+use self::{
+    lease::Leases,
+    transport::{Bounds, Gate},
+};
+use crate::{authz::Authorizer, cluster::Cluster, context::NodeInfo, local::LocalState};
 
 /// What the services work with.
 #[derive(Clone, Debug)]
 pub struct GrpcContext {
     pub cluster: Arc<dyn Cluster>,
+    pub local: LocalState,
     pub authorizer: Arc<dyn Authorizer>,
     pub node: NodeInfo,
     pub limits: Limits,
@@ -56,6 +66,9 @@ pub struct Limits {
     pub ping_within: Duration,
     /// How long a client may leave a stream unread.
     pub patience: Duration,
+    /// How long a watch is silent before it tells how far it has seen. It also bounds how long it
+    /// holds a frozen state when nothing that it is about changes.
+    pub progress_every: Duration,
 }
 
 impl Default for Limits {
@@ -68,6 +81,7 @@ impl Default for Limits {
             ping_every: Duration::from_secs(10),
             ping_within: Duration::from_secs(10),
             patience: Duration::from_secs(30),
+            progress_every: Duration::from_secs(30),
         }
     }
 }
@@ -142,6 +156,13 @@ pub async fn serve(
         context.cluster.clone(),
         shutdown.clone(),
     ));
+    let leases = Leases::new(context.local.clone());
+    tasks.tracker.spawn(leases.clone().keep(shutdown.clone()));
+    let registry = registry::Service {
+        context: context.clone(),
+        tasks: tasks.clone(),
+        leases,
+    };
     let proxies = proxy_configuration::Service {
         context: context.clone(),
         tasks: tasks.clone(),
@@ -153,6 +174,7 @@ pub async fn serve(
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
+        .add_service(RegistryServer::new(registry).max_decoding_message_size(MAX_MESSAGE))
         .add_service(ProxyConfigurationServer::new(proxies).max_decoding_message_size(MAX_MESSAGE))
         .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     tokio::pin!(server);

@@ -10,9 +10,12 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use wharf_mesh::DescribeError;
 
-use crate::authz::Denied;
+use crate::{authz::Denied, cluster::ClusterError, local::LocalError};
 
 const DOMAIN: &str = "wharf";
+
+/// When to try again while the cluster has no leader: an election takes about a second.
+const RETRY: Duration = Duration::from_secs(1);
 
 fn details(reason: &str) -> ErrorDetails {
     ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())
@@ -20,6 +23,12 @@ fn details(reason: &str) -> ErrorDetails {
 
 fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(code, message, details(reason))
+}
+
+fn retry(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    let mut details = details(reason);
+    details.set_retry_info(Some(RETRY));
+    Status::with_error_details(code, message, details)
 }
 
 /// Collects what is wrong with a request, field by field.
@@ -55,6 +64,16 @@ impl Violations {
     }
 }
 
+/// One field that is wrong.
+pub(super) fn violation(field: &str, reason: &str) -> Status {
+    let mut violations = Violations::default();
+    violations.add(field, reason);
+    violations
+        .finish()
+        .err()
+        .unwrap_or_else(|| Status::invalid_argument(reason))
+}
+
 pub(super) fn denied(denied: &Denied) -> Status {
     match denied {
         Denied::UnknownToken => status(Code::Unauthenticated, "ACL_NOT_FOUND", denied.to_string()),
@@ -63,6 +82,17 @@ pub(super) fn denied(denied: &Denied) -> Status {
             "PERMISSION_DENIED",
             denied.to_string(),
         ),
+    }
+}
+
+pub(super) fn cluster(error: &ClusterError) -> Status {
+    let message = error.to_string();
+    match error {
+        ClusterError::NoLeader => retry(Code::Unavailable, "NO_LEADER", message),
+        ClusterError::Overloaded => retry(Code::ResourceExhausted, "OVERLOADED", message),
+        ClusterError::OutcomeUnknown(_) => status(Code::Unknown, "OUTCOME_UNKNOWN", message),
+        ClusterError::ShuttingDown => shutting_down(),
+        ClusterError::Refused(_) => status(Code::InvalidArgument, "REFUSED", message),
     }
 }
 
@@ -92,6 +122,29 @@ pub(super) fn describe(error: DescribeError) -> Status {
     }
 }
 
+pub(super) fn local(error: &LocalError) -> Status {
+    let message = error.to_string();
+    match error {
+        LocalError::UnknownService(_)
+        | LocalError::UnknownCheck(_)
+        | LocalError::NoSuchService(_)
+        | LocalError::NotTtl(_) => status(Code::NotFound, "UNKNOWN_INSTANCE", message),
+        LocalError::Reserved(_) => status(Code::FailedPrecondition, "RESERVED", message),
+        LocalError::NoSidecarPort { .. } => status(Code::ResourceExhausted, "NO_PORT", message),
+        LocalError::Store(_) => status(Code::Internal, "NOT_STORED", message),
+    }
+}
+
+pub(super) fn taken_over(id: &str) -> Status {
+    let message = format!("another stream holds the lease of {id:?} now");
+    status(Code::Aborted, "LEASE_TAKEN_OVER", message)
+}
+
+pub(super) fn deregistered(id: &str) -> Status {
+    let message = format!("the instance {id:?} was deregistered, or registered without a lease");
+    status(Code::NotFound, "DEREGISTERED", message)
+}
+
 pub(super) fn shutting_down() -> Status {
     status(
         Code::Unavailable,
@@ -106,6 +159,13 @@ pub(super) fn slow_consumer(patience: Duration) -> Status {
         patience.as_secs()
     );
     status(Code::ResourceExhausted, "SLOW_CONSUMER", message)
+}
+
+pub(super) fn compacted(resume_index: u64) -> Status {
+    let message = format!(
+        "what changed since index {resume_index} is no longer known: watch again without resume_index"
+    );
+    status(Code::OutOfRange, "COMPACTED", message)
 }
 
 #[cfg(test)]
@@ -129,5 +189,14 @@ mod tests {
             "hold"
         );
         assert_eq!(details.error_info().unwrap().domain, "wharf");
+    }
+
+    #[test]
+    fn a_client_is_told_when_to_try_again() {
+        let status = cluster(&ClusterError::NoLeader);
+        assert_eq!(status.code(), Code::Unavailable);
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "NO_LEADER");
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(RETRY));
     }
 }

@@ -1,6 +1,7 @@
 //! The server as clients meet it: over loopback, with a cluster of one.
 
 mod proxy;
+mod registry;
 mod server;
 
 use std::net::SocketAddr;
@@ -10,12 +11,12 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use wharf_registry::{
     Command,
-    command::{Deregister, DeregisterTarget, Register},
+    command::Register,
     model::{CheckStatus, HealthCheck, Node, StrMap},
 };
 
 use super::*;
-use crate::{authz::AllowAll, cluster::testing::Solo};
+use crate::{anti_entropy::AntiEntropy, authz::AllowAll, cluster::testing::Solo, local};
 
 /// No answer of a test takes longer, unless it never comes.
 const SOON: Duration = Duration::from_secs(10);
@@ -23,7 +24,9 @@ const SOON: Duration = Duration::from_secs(10);
 struct Harness {
     address: SocketAddr,
     cluster: Arc<dyn Cluster>,
+    local: LocalState,
     shutdown: CancellationToken,
+    catalog: JoinHandle<()>,
     server: JoinHandle<Result<(), GrpcError>>,
 }
 
@@ -40,9 +43,18 @@ impl Harness {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let cluster: Arc<dyn Cluster> = Arc::new(Solo::new());
+        let node = Node {
+            name: "n1".into(),
+            address: "10.0.0.1".into(),
+            ..Node::default()
+        };
+        let local = LocalState::open(local::Options::default(), node).unwrap();
         let shutdown = CancellationToken::new();
+        let catalog = AntiEntropy::of_client(local.clone(), cluster.clone());
+        let catalog = tokio::spawn(catalog.run(shutdown.clone()));
         let context = GrpcContext {
             cluster: cluster.clone(),
+            local: local.clone(),
             authorizer,
             node: NodeInfo {
                 name: "n1".into(),
@@ -60,7 +72,9 @@ impl Harness {
         Harness {
             address,
             cluster,
+            local,
             shutdown,
+            catalog,
             server,
         }
     }
@@ -74,13 +88,31 @@ impl Harness {
     async fn stop(self) {
         self.shutdown.cancel();
         soon(self.server).await.unwrap().unwrap();
+        soon(self.catalog).await.unwrap();
     }
 
-    /// Puts an instance, given as JSON of the API, into the catalog, with one check.
+    /// Puts an instance, given as JSON of the API, into the catalog, with one check. What is on this
+    /// node goes there by its agent, which would not suffer it otherwise.
     async fn instance(&self, node: &str, service: Value, status: CheckStatus) {
         let service: wharf_registry::model::NodeService = serde_json::from_value(service).unwrap();
+        let check = format!("service:{}", service.id).into();
+        if node == "n1" {
+            let check = local::CheckSpec {
+                id: check,
+                status: Some(status),
+                ..local::CheckSpec::default()
+            };
+            let registration = local::Registration {
+                service,
+                checks: vec![check],
+                ..local::Registration::default()
+            };
+            self.local.register_service(registration).await.unwrap();
+            assert!(self.local.synced(SOON).await);
+            return;
+        }
         let check = HealthCheck {
-            id: format!("service:{}", service.id).into(),
+            id: check,
             service_id: service.id.clone(),
             status,
             ..HealthCheck::default()
@@ -99,12 +131,10 @@ impl Harness {
         self.cluster.write(command).await.unwrap();
     }
 
-    async fn remove(&self, node: &str, id: &str) {
-        let command = Command::Deregister(Deregister {
-            node: node.into(),
-            target: DeregisterTarget::Service(id.into()),
-        });
-        self.cluster.write(command).await.unwrap();
+    /// Removes an instance of this node.
+    async fn remove(&self, id: &str) {
+        self.local.deregister_service(id).await.unwrap();
+        assert!(self.local.synced(SOON).await);
     }
 
     /// Waits until nothing of the registry is watched any more.

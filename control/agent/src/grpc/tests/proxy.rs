@@ -148,7 +148,7 @@ async fn a_sidecar_is_served_from_its_registration_to_its_end() {
     assert_eq!(delta.removed_listeners, ["db:127.0.0.1:5000"]);
     assert_eq!(delta.listeners[0].port, 5001);
 
-    harness.remove("n1", "web-1-sidecar-proxy").await;
+    harness.remove("web-1-sidecar-proxy").await;
     let gone = soon(stream.message()).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound);
     harness.until_unwatched().await;
