@@ -1,0 +1,211 @@
+//! Making an answer fit the transport.
+//!
+//! What goes first, until the rest fits: node metadata, then the authority section, then answers
+//! from the end, each with the addresses of its target. Whether something fits is found by encoding
+//! it as the server will: how far names compress is the encoder's business. That is done only for
+//! answers that might not fit with no name compressed, and stops at the limit.
+
+use std::collections::HashSet;
+
+use hickory_server::proto::{
+    ProtoError,
+    op::{EmitAndCount, MessageType, Metadata, OpCode, emit_message_parts},
+    rr::{Name, RData, Record},
+    serialize::binary::{BinEncodable as _, BinEncoder},
+};
+
+use super::{Answer, Draft, Item, Question};
+use crate::settings::Zone;
+
+pub(super) fn fit(mut draft: Draft, zone: &Zone, question: &Question<'_>) -> Answer {
+    let found = draft.items.len();
+    if question.limits.plain_udp
+        && let Some(limit) = zone.settings.udp_answer_limit
+    {
+        draft.items.truncate(limit);
+    }
+    let choice = choose(&draft, question);
+    let additionals = additionals(&draft, choice).cloned().collect();
+    if !choice.authority {
+        draft.authority.clear();
+    }
+    draft.items.truncate(choice.answers);
+    Answer {
+        code: draft.code,
+        authoritative: draft.authoritative,
+        truncated: choice.answers < found && zone.settings.enable_truncate,
+        answers: draft.items.into_iter().map(|item| item.record).collect(),
+        authority: draft.authority,
+        additionals,
+    }
+}
+
+/// How much of a draft is told.
+#[derive(Clone, Copy)]
+struct Choice {
+    answers: usize,
+    addresses: bool,
+    notes: bool,
+    authority: bool,
+}
+
+fn choose(draft: &Draft, question: &Question<'_>) -> Choice {
+    let mut choice = Choice {
+        answers: draft.items.len(),
+        addresses: true,
+        notes: true,
+        authority: true,
+    };
+    let size = usize::from(question.limits.size);
+    if uncompressed(draft, question) <= size || measure(draft, choice, question).is_whole {
+        return choice;
+    }
+    choice.notes = false;
+    if measure(draft, choice, question).is_whole {
+        return choice;
+    }
+    choice.authority = draft.items.is_empty();
+    if measure(draft, choice, question).is_whole {
+        return choice;
+    }
+    let bare = Choice {
+        addresses: false,
+        ..choice
+    };
+    let at_most = measure(draft, bare, question).answers;
+    let fits = |answers: usize| {
+        let choice = Choice { answers, ..choice };
+        measure(draft, choice, question).is_whole
+    };
+    // The largest number that fits; more of them never take less.
+    let (mut low, mut high) = (0, at_most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    if low == 0 {
+        // One answer without the addresses that go with it is worth more than none.
+        return Choice {
+            answers: at_most.min(1),
+            ..bare
+        };
+    }
+    Choice {
+        answers: low,
+        ..choice
+    }
+}
+
+/// The additional section: what goes along with each answer, told once for each name, in the order
+/// of the answers.
+fn additionals(draft: &Draft, choice: Choice) -> impl Iterator<Item = &Record> {
+    let mut told = HashSet::new();
+    let along = draft.items[..choice.answers].iter().filter(move |item| {
+        let mut both = item.addresses.iter().chain(&item.notes);
+        both.next()
+            .is_some_and(|record| told.insert(record.name.clone()))
+    });
+    let records = along.flat_map(move |item| {
+        let addresses = item.addresses.iter().filter(move |_| choice.addresses);
+        let notes = item.notes.iter().filter(move |_| choice.notes);
+        addresses.chain(notes)
+    });
+    records.chain(draft.extras.iter().filter(move |_| choice.addresses))
+}
+
+/// An upper bound for the size of the whole draft.
+fn uncompressed(draft: &Draft, question: &Question<'_>) -> usize {
+    let items = draft.items.iter().map(|item: &Item| {
+        let along = item.addresses.iter().chain(&item.notes);
+        record_size(&item.record) + along.map(record_size).sum::<usize>()
+    });
+    let rest = draft.authority.iter().chain(&draft.extras);
+    HEADER
+        + name_size(question.name)
+        + QUESTION_FIXED
+        + items.sum::<usize>()
+        + rest.map(record_size).sum::<usize>()
+}
+
+const HEADER: usize = 12;
+/// Type and class of a question.
+const QUESTION_FIXED: usize = 4;
+/// Type, class, TTL and length of a record.
+const RECORD_FIXED: usize = 10;
+
+/// With the root label, which `Name::len` leaves out.
+fn name_size(name: &Name) -> usize {
+    name.len() + 1
+}
+
+fn record_size(record: &Record) -> usize {
+    let data = match &record.data {
+        RData::A(_) => 4,
+        RData::AAAA(_) => 16,
+        RData::SRV(srv) => 6 + name_size(&srv.target),
+        RData::CNAME(name) => name_size(name),
+        RData::NS(name) => name_size(name),
+        RData::PTR(name) => name_size(name),
+        RData::SOA(soa) => 20 + name_size(&soa.mname) + name_size(&soa.rname),
+        RData::TXT(txt) => txt.txt_data.iter().map(|text| 1 + text.len()).sum(),
+        // No other type is answered; were one, it would be measured.
+        _ => usize::from(u16::MAX),
+    };
+    name_size(&record.name) + RECORD_FIXED + data
+}
+
+struct Measure {
+    is_whole: bool,
+    /// How many records of the answer section fit.
+    answers: usize,
+}
+
+fn measure(draft: &Draft, choice: Choice, question: &Question<'_>) -> Measure {
+    let nothing = Measure {
+        is_whole: false,
+        answers: 0,
+    };
+    let mut bytes = Vec::with_capacity(usize::from(question.limits.size.min(4096)));
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(question.limits.size);
+    let authority = draft.authority.iter().filter(|_| choice.authority);
+    let header = emit_message_parts(
+        &Metadata::new(0, MessageType::Response, OpCode::Query),
+        &mut AsReceived(question),
+        &mut draft.items[..choice.answers]
+            .iter()
+            .map(|item| &item.record),
+        &mut authority.into_iter(),
+        &mut additionals(draft, choice),
+        None,
+        None,
+        &mut encoder,
+    );
+    header.map_or(nothing, |header| Measure {
+        is_whole: !header.metadata.truncation,
+        answers: usize::from(header.counts.answers),
+    })
+}
+
+/// The question as the server repeats it: byte for byte, so that its labels are no targets for
+/// compression. Must encode as hickory's `Queries` do, or the measure would be wrong.
+struct AsReceived<'a>(&'a Question<'a>);
+
+impl EmitAndCount for AsReceived<'_> {
+    fn emit(&mut self, encoder: &mut BinEncoder<'_>) -> Result<usize, ProtoError> {
+        let start = encoder.offset();
+        let Question { name, kind, .. } = self.0;
+        for label in name.iter() {
+            encoder.emit_character_data(label)?;
+        }
+        encoder.emit(0)?;
+        kind.emit(encoder)?;
+        encoder.emit_u16(1)?;
+        encoder.store_label_pointer(start, encoder.offset());
+        Ok(1)
+    }
+}
