@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::persona::Persona;
+
 /// A command of Consul that does not exist ends with this code.
 pub(crate) const UNKNOWN_COMMAND: u8 = 127;
 
@@ -50,16 +52,26 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
+impl Failure {
+    /// The whole message, nothing for a silent failure. Hints are written for `wharf`; under another name they
+    /// speak of that one.
+    pub(crate) fn text(&self, persona: Persona) -> String {
+        let mut text = self.what.clone();
         if let Some(cause) = &self.cause {
-            write!(f, "\n  cause: {}", cause.replace('\n', "\n         "))?;
+            text.push_str("\n  cause: ");
+            text.push_str(&cause.replace('\n', "\n         "));
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\n  try:   {}", hint.replace('\n', "\n         "))?;
+            text.push_str("\n  try:   ");
+            text.push_str(&persona.own(hint).replace('\n', "\n         "));
         }
-        Ok(())
+        text
+    }
+
+    /// The same failure in a wider context.
+    pub(crate) fn within(mut self, context: impl fmt::Display) -> Self {
+        self.what = format!("{context}{}", self.what);
+        self
     }
 }
 

@@ -29,10 +29,7 @@ pub(crate) fn text(root: &Command, path: &[String], persona: Persona) -> String 
         text.push('\n');
     }
     if let Some(examples) = command.get_after_help() {
-        let examples = examples
-            .to_string()
-            .replace("$ wharf", &format!("$ {}", persona.name()));
-        let examples = examples.replace("| wharf", &format!("| {}", persona.name()));
+        let examples = persona.own(&examples.to_string());
         let _ = write!(text, "\nExamples:\n{examples}\n");
     }
     if path.is_empty() {
@@ -46,7 +43,7 @@ pub(crate) fn text(root: &Command, path: &[String], persona: Persona) -> String 
         let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
         commands(&mut text, command, &names);
     } else {
-        flags(&mut text, command);
+        flags(&mut text, command, persona);
     }
     text
 }
@@ -92,7 +89,7 @@ fn commands(text: &mut String, parent: &Command, names: &[&str]) {
     }
 }
 
-fn flags(text: &mut String, command: &Command) {
+fn flags(text: &mut String, command: &Command, persona: Persona) {
     for (title, connection) in [("Flags", false), (HEADING, true)] {
         let mut flags: Vec<&Arg> = command
             .get_opts()
@@ -106,6 +103,7 @@ fn flags(text: &mut String, command: &Command) {
         for flag in flags {
             let spelled = spelled(flag);
             let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
+            let help = persona.own(&help);
             let mut lines = wrapped(&help, SCREEN - INDENT);
             if spelled.len() + 4 <= INDENT {
                 let first = lines.next().unwrap_or_default();

@@ -471,3 +471,7 @@ fn without_delay(stream: TcpStream) -> TcpStream {
     let _ = stream.set_nodelay(true);
     stream
 }
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

@@ -27,6 +27,16 @@ impl Persona {
             Self::Consul => "consul",
         }
     }
+
+    /// A text written for `wharf`, speaking of this program and its environment variables.
+    pub(crate) fn own(self, text: &str) -> String {
+        match self {
+            Self::Wharf => text.to_owned(),
+            Self::Consul => text
+                .replace("wharf ", "consul ")
+                .replace("WHARF_", "CONSUL_"),
+        }
+    }
 }
 
 #[cfg(test)]

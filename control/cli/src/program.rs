@@ -21,11 +21,10 @@ pub(crate) fn run(words: Vec<OsString>, shell: &mut Shell<'_>) -> u8 {
     let Err(failure) = perform(words, shell) else {
         return 0;
     };
-    let text = failure.to_string();
+    let text = failure.text(shell.persona);
     if !text.is_empty() {
         // What was printed before comes before the reason why there is no more.
         let _ = shell.out.flush();
-        let text = text.replace("`wharf ", &format!("`{} ", shell.persona.name()));
         shell.note(text);
     }
     failure.exit_code()

@@ -43,10 +43,7 @@ fn exit_codes_are_consuls() {
 #[test]
 fn messages_name_the_program_and_the_way_out() {
     let said = |words: &[&str]| offline(Persona::Wharf, words).err;
-    assert_eq!(
-        said(&["acl", "token"]),
-        "wharf: \"acl\" is not built yet\n"
-    );
+    assert_eq!(said(&["acl", "token"]), "wharf: \"acl\" is not built yet\n");
     assert_eq!(
         said(&["memebrs"]),
         "wharf: there is no command \"memebrs\"\n  try:   wharf members\n"

@@ -1,13 +1,10 @@
 //! `connect proxy`: run the data plane beside a service instance.
 
-use std::{
-    io::IsTerminal,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use clap::{ArgMatches, Command};
 use serde::Deserialize;
-use tracing::Level;
+use wharf_agent::telemetry::logs::{LogFormat, LogOutput, Logs, parse_level};
 use wharf_config::duration::GoDuration;
 use wharf_proxy::{ProxyOptions, Target, Upstream};
 
@@ -218,36 +215,17 @@ async fn find_grpc(endpoint: Endpoint) -> Result<String, Failure> {
     })
 }
 
-/// The proxy logs on standard error, in colour only for people.
+/// The proxy logs on standard error, in the forms of the agent.
 fn start_log(matches: &ArgMatches) -> Result<(), Failure> {
-    let level = match matches
-        .text("log-level")
-        .unwrap_or("info")
-        .to_ascii_lowercase()
-        .as_str()
-    {
-        "trace" => Level::TRACE,
-        "debug" => Level::DEBUG,
-        "info" => Level::INFO,
-        "warn" | "warning" => Level::WARN,
-        "err" | "error" => Level::ERROR,
-        other => {
-            return Err(
-                Failure::new(format!("invalid value {other:?} for flag -log-level"))
-                    .hint("one of trace, debug, info, warn, err"),
-            );
-        }
-    };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr);
-    let started = if matches.on("log-json") {
-        log.json().try_init()
+    let level = parse_level(matches.text("log-level").unwrap_or("info"))
+        .map_err(|error| Failure::new(error.to_string()))?;
+    let format = if matches.on("log-json") {
+        LogFormat::Json
     } else {
-        let terminal = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        log.with_ansi(terminal).try_init()
+        LogFormat::Text
     };
-    started.map_err(|error| Failure::new("cannot start the log").because(error))
+    Logs::install(level, format, LogOutput::Stderr);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -79,8 +79,8 @@ pub(super) async fn monitor(matches: &ArgMatches, shell: &mut Shell<'_>) -> Resu
                 return Err(Failure::new("the log broke off").because(chain(&error)));
             }
             None => {
-                shell.note("Remote side ended the monitor! This usually means that the remote side has exited or crashed.");
-                return Ok(());
+                return Err(Failure::new("the agent ended the log")
+                    .because("it stopped, or the connection was cut"));
             }
         }
     }

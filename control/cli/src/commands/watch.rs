@@ -84,7 +84,8 @@ pub(super) async fn run(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(
             // A watch that runs forever outlives the restart of its agent.
             Err(error) if forever && cursor.started() => {
                 let failure = error.while_(format_args!("watch of {view} failed"));
-                shell.note(format_args!("{failure}\n  again in {} s", pause.as_secs()));
+                let text = failure.text(shell.persona);
+                shell.note(format_args!("{text}\n  again in {} s", pause.as_secs()));
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

@@ -57,7 +57,7 @@ pub(super) async fn put(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(
     let cas = check_and_set(matches)?;
     let mut data = shell
         .load(matches.text("DATA").unwrap_or_default())
-        .map_err(|failure| Failure::new(format!("Error! {failure}")))?;
+        .map_err(|failure| failure.within("Error! "))?;
     if matches.on("base64") {
         data = STANDARD.decode(data.trim_ascii()).map_err(not_base64)?;
     }

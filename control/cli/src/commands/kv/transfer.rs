@@ -64,7 +64,7 @@ pub(super) async fn import(matches: &ArgMatches, shell: &mut Shell<'_>) -> Resul
     let data = match matches.text("DATA") {
         Some(data) => shell
             .load(data)
-            .map_err(|failure| Failure::new(format!("Error! {failure}")))?,
+            .map_err(|failure| failure.within("Error! "))?,
         None if matches.texts("DATA").is_empty() => {
             return Err(Failure::new("Error! Missing DATA argument"));
         }
