@@ -53,3 +53,101 @@ pub(super) async fn report(
         reporter.clear_service_status(service).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+    use tokio_stream::StreamExt as _;
+    use tonic::Request;
+    use tonic_health::{
+        pb::{HealthCheckRequest, health_server::Health as _},
+        server::HealthService,
+    };
+    use wharf_registry::{Command, Outcome, Registry};
+
+    use super::*;
+    use crate::cluster::{BoxFuture, ClusterError, Consistency, Leader, testing::Solo};
+
+    /// A cluster whose leader comes and goes.
+    #[derive(Debug)]
+    struct Fickle {
+        solo: Solo,
+        has_leader: watch::Sender<bool>,
+    }
+
+    impl Cluster for Fickle {
+        fn registry(&self) -> &Registry {
+            self.solo.registry()
+        }
+
+        fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ClusterError>> {
+            self.solo.propose(command)
+        }
+
+        fn barrier(&self, consistency: Consistency) -> BoxFuture<'_, Result<(), ClusterError>> {
+            self.solo.barrier(consistency)
+        }
+
+        fn leader(&self) -> Option<Leader> {
+            self.solo.leader().filter(|_| *self.has_leader.borrow())
+        }
+
+        fn peers(&self) -> Vec<String> {
+            self.solo.peers()
+        }
+
+        fn leader_changed(&self) -> BoxFuture<'_, ()> {
+            let mut changes = self.has_leader.subscribe();
+            Box::pin(async move {
+                // The sender lives as long as the cluster.
+                let _ = changes.changed().await;
+            })
+        }
+
+        fn last_contact(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn stats(&self) -> Vec<(String, String)> {
+            Vec::new()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn registration_is_served_while_there_is_a_leader() {
+        let reporter = HealthReporter::new();
+        let service = HealthService::from_health_reporter(reporter.clone());
+        let cluster = Arc::new(Fickle {
+            solo: Solo::new(),
+            has_leader: watch::Sender::new(false),
+        });
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(report(reporter, cluster.clone(), shutdown.clone()));
+        tokio::time::sleep(LOOK_AGAIN).await;
+
+        let request = |service: &str| {
+            Request::new(HealthCheckRequest {
+                service: service.into(),
+            })
+        };
+        let proxies = request(proxy_configuration_server::SERVICE_NAME);
+        let proxies = service.check(proxies).await.unwrap().into_inner();
+        assert_eq!(
+            proxies.status,
+            ServingStatus::Serving as i32,
+            "with a leader or without"
+        );
+        let registrations = request(registry_server::SERVICE_NAME);
+        let mut watch = service.watch(registrations).await.unwrap().into_inner();
+        let mut next = async || watch.next().await.map(|answer| answer.unwrap().status);
+        assert_eq!(next().await, Some(ServingStatus::NotServing as i32));
+        cluster.has_leader.send_replace(true);
+        assert_eq!(next().await, Some(ServingStatus::Serving as i32));
+        cluster.has_leader.send_replace(false);
+        assert_eq!(next().await, Some(ServingStatus::NotServing as i32));
+        shutdown.cancel();
+        assert_eq!(next().await, Some(ServingStatus::NotServing as i32));
+        assert_eq!(next().await, None);
+        task.await.unwrap();
+    }
+}

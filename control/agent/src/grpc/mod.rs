@@ -125,6 +125,10 @@ pub async fn serve(
     context: GrpcContext,
     shutdown: CancellationToken,
 ) -> Result<(), GrpcError> {
+    // However this ends, also by being dropped, the tasks and connections end with it.
+    let shutdown = shutdown.child_token();
+    let cut = CancellationToken::new();
+    let _ended = (shutdown.clone().drop_guard(), cut.clone().drop_guard());
     let context = Arc::new(context);
     let limits = &context.limits;
     let tasks = Arc::new(Tasks {
@@ -132,7 +136,6 @@ pub async fn serve(
         shutdown: shutdown.clone(),
         patience: limits.patience,
     });
-    let cut = CancellationToken::new();
     let gate = Gate::new(
         Bounds {
             per_client: limits.connections_per_client,
