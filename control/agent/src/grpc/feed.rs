@@ -29,6 +29,11 @@ pub(super) struct Feed<T> {
 }
 
 impl<T> Feed<T> {
+    /// How long a batch may wait.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Hands over a batch as soon as the one before it is being sent.
     ///
     /// # Errors

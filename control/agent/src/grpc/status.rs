@@ -153,11 +153,8 @@ pub(super) fn shutting_down() -> Status {
     )
 }
 
-pub(super) fn slow_consumer(patience: Duration) -> Status {
-    let message = format!(
-        "nothing of the stream was read for {} s",
-        patience.as_secs()
-    );
+pub(super) fn slow_consumer(within: Duration) -> Status {
+    let message = format!("the stream was not read within {} s", within.as_secs());
     status(Code::ResourceExhausted, "SLOW_CONSUMER", message)
 }
 

@@ -28,6 +28,9 @@ pub(super) use self::{kv::KeyValues, service::Instances};
 const BATCH_MESSAGES: usize = 64;
 const BATCH_BYTES: usize = 64 * 1024;
 
+/// See [`Told::events`].
+const LAPS: u32 = 10;
+
 /// Bounds of what a request may name, in bytes; tags of a service filter.
 const MAX_NAME: usize = 4096;
 const MAX_TAGS: usize = 64;
@@ -176,9 +179,17 @@ impl Told {
         self.feed.send(vec![WatchResponse { index, event }]).await
     }
 
-    /// Tells what leads to the state at `index`. Only the last message bears this index: whoever
-    /// got fewer has to resume from where all of them began.
+    /// Tells what leads to the state at `index`, within [`LAPS`] times the patience for a batch: a
+    /// client that reads a little now and then must not hold two states for ever.
     async fn events(&mut self, index: u64, events: Events<'_>) -> Result<(), Status> {
+        let within = self.feed.patience() * LAPS;
+        let told = tokio::time::timeout(within, self.batches(index, events)).await;
+        told.unwrap_or_else(|_| Err(status::slow_consumer(within)))
+    }
+
+    /// Only the last message bears the index: whoever got fewer has to resume from where all of
+    /// them began.
+    async fn batches(&mut self, index: u64, events: Events<'_>) -> Result<(), Status> {
         let mut events = events.peekable();
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some(event) = events.next() {

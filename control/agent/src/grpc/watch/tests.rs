@@ -217,6 +217,26 @@ async fn a_slow_reader_gets_the_difference_not_the_history() {
     assert!(messages <= 4, "{messages} messages");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_reads_a_little_now_and_then_is_given_up_as_well() {
+    let mut fixture = Fixture::new();
+    fixture.apply((0..BATCH_MESSAGES * 100).map(|i| set(&format!("k/{i:05}"), "x")));
+    let started = tokio::time::Instant::now();
+    let mut watch = fixture.watch(keys("k/"), 0);
+    let ended = loop {
+        match watch.next().await.unwrap() {
+            Ok(_) => tokio::time::sleep(PROGRESS / BATCH_MESSAGES as u32 / 2).await,
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    assert!(
+        started.elapsed() < PROGRESS * (LAPS + 2),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
 #[tokio::test]
 async fn a_watch_resumes_where_nothing_was_lost() {
     let mut fixture = Fixture::new();
