@@ -17,9 +17,11 @@ pub mod name;
 mod screen;
 pub mod server;
 pub mod settings;
+#[cfg(test)]
+mod testing;
 pub mod visibility;
 
-pub use answer::{Answer, Limits, Question, answer};
+pub use answer::{Answer, Limits, Question, Source, Transport, answer};
 pub use server::{DnsServer, ServerLimits};
 pub use settings::{InvalidZone, SoaSettings, Zone, ZoneSettings};
 pub use visibility::{Everything, Visibility};

@@ -1,7 +1,8 @@
 //! Making an answer fit the transport.
 //!
 //! What goes first, until the rest fits: node metadata, then the authority section, then answers
-//! from the end, each with the addresses of its target. Whether something fits is found by encoding
+//! from the end, each with the addresses of its target; over a stream the addresses alone, before
+//! any answer goes. Whether something fits is found by encoding
 //! it as the server will: how far names compress is the encoder's business. That is done only for
 //! answers that might not fit with no name compressed, and stops at the limit.
 
@@ -14,12 +15,12 @@ use hickory_server::proto::{
     serialize::binary::{BinEncodable as _, BinEncoder},
 };
 
-use super::{Answer, Draft, Item, Question};
+use super::{Answer, Draft, Item, Question, Transport};
 use crate::settings::Zone;
 
 pub(super) fn fit(mut draft: Draft, zone: &Zone, question: &Question<'_>) -> Answer {
     let found = draft.items.len();
-    if question.limits.plain_udp
+    if question.limits.transport == Transport::PlainUdp
         && let Some(limit) = zone.settings.udp_answer_limit
     {
         draft.items.truncate(limit);
@@ -44,7 +45,8 @@ pub(super) fn fit(mut draft: Draft, zone: &Zone, question: &Question<'_>) -> Ans
 #[derive(Clone, Copy)]
 struct Choice {
     answers: usize,
-    addresses: bool,
+    /// So many of the first answers come with what goes along with them.
+    accompanied: usize,
     notes: bool,
     authority: bool,
 }
@@ -52,7 +54,7 @@ struct Choice {
 fn choose(draft: &Draft, question: &Question<'_>) -> Choice {
     let mut choice = Choice {
         answers: draft.items.len(),
-        addresses: true,
+        accompanied: draft.items.len(),
         notes: true,
         authority: true,
     };
@@ -69,33 +71,32 @@ fn choose(draft: &Draft, question: &Question<'_>) -> Choice {
         return choice;
     }
     let bare = Choice {
-        addresses: false,
+        accompanied: 0,
         ..choice
     };
-    let at_most = measure(draft, bare, question).answers;
-    let fits = |answers: usize| {
-        let choice = Choice { answers, ..choice };
-        measure(draft, choice, question).is_whole
+    let answers = measure(draft, bare, question).answers;
+    let accompanied = |accompanied: usize| Choice {
+        answers: match question.limits.transport {
+            Transport::Stream => answers,
+            Transport::PlainUdp | Transport::EdnsUdp => accompanied,
+        },
+        accompanied,
+        ..choice
     };
     // The largest number that fits; more of them never take less.
-    let (mut low, mut high) = (0, at_most);
+    let (mut low, mut high) = (0, answers);
     while low < high {
         let middle = low + (high - low).div_ceil(2);
-        if fits(middle) {
+        if measure(draft, accompanied(middle), question).is_whole {
             low = middle;
         } else {
             high = middle - 1;
         }
     }
-    if low == 0 {
-        // One answer without the addresses that go with it is worth more than none.
-        return Choice {
-            answers: at_most.min(1),
-            ..bare
-        };
-    }
+    let choice = accompanied(low);
     Choice {
-        answers: low,
+        // One answer without the addresses that go with it is worth more than none.
+        answers: choice.answers.max(answers.min(1)),
         ..choice
     }
 }
@@ -104,17 +105,18 @@ fn choose(draft: &Draft, question: &Question<'_>) -> Choice {
 /// of the answers.
 fn additionals(draft: &Draft, choice: Choice) -> impl Iterator<Item = &Record> {
     let mut told = HashSet::new();
-    let along = draft.items[..choice.answers].iter().filter(move |item| {
+    let items = &draft.items[..choice.accompanied];
+    let along = items.iter().filter(move |item| {
         let mut both = item.addresses.iter().chain(&item.notes);
         both.next()
             .is_some_and(|record| told.insert(record.name.clone()))
     });
     let records = along.flat_map(move |item| {
-        let addresses = item.addresses.iter().filter(move |_| choice.addresses);
         let notes = item.notes.iter().filter(move |_| choice.notes);
-        addresses.chain(notes)
+        item.addresses.iter().chain(notes)
     });
-    records.chain(draft.extras.iter().filter(move |_| choice.addresses))
+    let all = choice.accompanied == draft.items.len();
+    records.chain(draft.extras.iter().filter(move |_| all))
 }
 
 /// An upper bound for the size of the whole draft.

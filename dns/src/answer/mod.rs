@@ -61,8 +61,17 @@ pub struct Question<'a> {
 pub struct Limits {
     /// The whole message in bytes, without what the OPT record takes.
     pub size: u16,
-    /// UDP without EDNS: [`crate::ZoneSettings::udp_answer_limit`] applies.
-    pub plain_udp: bool,
+    pub transport: Transport,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Without EDNS: [`crate::ZoneSettings::udp_answer_limit`] applies.
+    PlainUdp,
+    EdnsUdp,
+    /// TCP and what is built on it. There is no better way to ask again, so answers are worth more
+    /// than the additional records that spare a question.
+    Stream,
 }
 
 /// The records of a reply.
@@ -80,7 +89,8 @@ pub struct Answer {
 ///
 /// The encoding of the answer takes at most `limits.size` bytes. When records must be left out for
 /// that, the answer says so in `truncated` unless only additional records are missing (RFC 2181,
-/// section 9). Addresses in the additional section are those of the SRV targets that are left.
+/// section 9). Addresses in the additional section are those of the SRV targets that are left; over
+/// UDP of all of them.
 pub fn answer(source: Source<'_>, question: &Question<'_>) -> Answer {
     let mut resolver = Resolver {
         source,
@@ -271,3 +281,8 @@ impl fmt::Debug for Question<'_> {
         write!(f, "{} {} {:?}", self.name, self.kind, self.limits)
     }
 }
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use hickory_server::{
 use wharf_registry::Registry;
 
 use crate::{
-    answer::{Answer, Limits, Question, Source, answer},
+    answer::{Answer, Limits, Question, Source, Transport, answer},
     metering::{Metering, Outcome},
     settings::Zone,
     visibility::Visibility,
@@ -66,16 +66,20 @@ impl Handler {
         if !matches!(query.query_class(), DNSClass::IN | DNSClass::ANY) {
             return bare(ResponseCode::Refused);
         }
-        let size = match request.protocol() {
-            Protocol::Udp => request.max_payload().min(zone.settings().max_udp_payload),
-            _ => u16::MAX,
+        let (size, transport) = match (request.protocol(), edns) {
+            (Protocol::Udp, None) => (512, Transport::PlainUdp),
+            (Protocol::Udp, Some(_)) => {
+                let most = zone.settings().max_udp_payload;
+                (request.max_payload().min(most), Transport::EdnsUdp)
+            }
+            _ => (u16::MAX, Transport::Stream),
         };
         let question = Question {
             name: query.original().name(),
             kind: query.query_type(),
             limits: Limits {
                 size: size - edns.map_or(0, opt_size),
-                plain_udp: edns.is_none() && request.protocol() == Protocol::Udp,
+                transport,
             },
             seed: rand::random(),
             now: unix_seconds(),
