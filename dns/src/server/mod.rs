@@ -136,3 +136,6 @@ async fn rest(stop: &CancellationToken, what: &'static str, error: &io::Error) -
         () = tokio::time::sleep(REST) => true,
     }
 }
+
+#[cfg(test)]
+mod tests;
