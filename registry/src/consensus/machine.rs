@@ -55,14 +55,13 @@ pub(super) struct Snapshots {
     pub(super) due: Notify,
 }
 
-/// When to take a snapshot: as soon as the log has grown by this much since the last one.
+/// When to take a snapshot: as soon as the log has grown by this much since the last one. The log
+/// keeps what came after the snapshot before the newest: between one and two times this much, which
+/// also serves followers that were away shortly.
 #[derive(Clone, Copy, Debug)]
 pub struct SnapshotPolicy {
     pub entries: u64,
     pub bytes: u64,
-    /// How many of the entries that a snapshot contains stay in the log, for followers that were
-    /// away shortly.
-    pub keep_entries: u64,
 }
 
 impl Default for SnapshotPolicy {
@@ -70,7 +69,6 @@ impl Default for SnapshotPolicy {
         SnapshotPolicy {
             entries: 50_000,
             bytes: 128 << 20,
-            keep_entries: 10_000,
         }
     }
 }
@@ -256,11 +254,16 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             drop(permit);
             written
         };
-        let snapshot = tokio::task::spawn_blocking(write)
+        let written = tokio::task::spawn_blocking(write)
             .await
-            .map_err(io::Error::other)?
             .map_err(io::Error::other)?;
-        raft_snapshot(snapshot)
+        raft_snapshot(written.unwrap_or_else(|error| {
+            // The log still has everything: a full disk is a reason to try again later, and none to
+            // stop. The answer is that nothing has changed.
+            tracing::error!(%error, "no snapshot was taken");
+            let current = self.snapshots.store.current();
+            current.unwrap_or_else(Snapshot::none)
+        }))
     }
 }
 

@@ -108,16 +108,24 @@ impl Consensus {
     /// a leader. To be called within a tokio runtime.
     pub async fn start(config: ConsensusConfig) -> Result<Consensus, StartError> {
         let raft_config = Arc::new(raft_config(&config)?);
-        let id = ServerId(config.node_uuid);
-        let own = Server {
-            name: config.node_name.clone(),
-            address: config.server_address.clone(),
-        };
         let opened = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || Opened::open(&config)).await
         };
         let opened = opened.map_err(|error| StartError::Raft(error.to_string()))??;
+        Consensus::start_on(opened, config, raft_config).await
+    }
+
+    async fn start_on(
+        opened: Opened,
+        config: ConsensusConfig,
+        raft_config: Arc<Config>,
+    ) -> Result<Consensus, StartError> {
+        let id = ServerId(config.node_uuid);
+        let own = Server {
+            name: config.node_name,
+            address: config.server_address,
+        };
         let snapshots = Snapshots::new(opened.snapshots, config.snapshots);
         let replica = Replica::new();
         let registry = replica.registry();
@@ -377,7 +385,6 @@ fn raft_config(config: &ConsensusConfig) -> Result<Config, StartError> {
         election_max,
     } = config.timings;
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let keep = config.snapshots.keep_entries;
     let raft_config = Config {
         cluster_name: "wharf".to_owned(),
         heartbeat_interval: millis(heartbeat),
@@ -385,11 +392,10 @@ fn raft_config(config: &ConsensusConfig) -> Result<Config, StartError> {
         election_timeout_max: millis(election_max),
         // A snapshot of a large state takes minutes on a slow link.
         install_snapshot_timeout: millis(Duration::from_secs(600)),
-        // By size too, so the supervisor triggers it.
+        // By size too, so the supervisor triggers snapshots, and purges the log after them.
         snapshot_policy: RaftSnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: keep,
-        replication_lag_threshold: keep.saturating_add(config.snapshots.entries),
-        purge_batch_size: 1024,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        replication_lag_threshold: config.snapshots.entries,
         // Admission is ours, and comes before.
         api_channel_size: Some(config.limits.proposals_in_flight as u64 + 1024),
         // A server that was cut off must not depose a good leader when it comes back.

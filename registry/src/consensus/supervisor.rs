@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use openraft::{ChangeMembers, Raft, async_runtime::watch::WatchReceiver};
+use openraft::{ChangeMembers, Raft, async_runtime::watch::WatchReceiver, errors::Fatal};
 use tokio::sync::watch;
 
 use super::{
@@ -50,6 +50,7 @@ impl Supervisor {
 
     pub(super) async fn run(self) {
         let mut metrics = self.raft.server_metrics();
+        let mut snapshot = self.raft.watch_snapshot_progress();
         loop {
             self.publish_leader();
             self.correct_address().await;
@@ -60,11 +61,24 @@ impl Supervisor {
                         break;
                     }
                 }
+                changed = snapshot.changed() => {
+                    if changed.is_err() || self.purge().await.is_err() {
+                        break;
+                    }
+                }
             }
         }
         self.leader.send_replace(None);
         if !self.stopping.load(Ordering::Relaxed) {
             self.on_fatal.call(&self.reason());
+        }
+    }
+
+    /// Shortens the log after a snapshot.
+    async fn purge(&self) -> Result<(), Fatal<TypeConfig>> {
+        match self.snapshots.store.log_needed_after() {
+            Some(id) => self.raft.trigger().purge_log(id.index).await,
+            None => Ok(()),
         }
     }
 

@@ -67,3 +67,6 @@ pub enum SnapshotError {
     #[error("writing the snapshot was interrupted by the shutdown")]
     Interrupted,
 }
+
+#[cfg(test)]
+mod tests;

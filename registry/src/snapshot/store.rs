@@ -14,7 +14,7 @@ use std::{
 use bytes::{Buf, Bytes};
 
 use super::{SnapshotError, SnapshotMeta, SnapshotReader, SnapshotWriter};
-use crate::state::Record;
+use crate::{log::LogId, state::Record};
 
 /// How many are kept: the newest, and the one before it in case the newest is damaged.
 const KEEP: usize = 2;
@@ -36,17 +36,32 @@ enum Content {
     File(Arc<File>),
 }
 
+#[derive(Debug, Default)]
+struct Kept {
+    current: Option<Snapshot>,
+    /// The last entry of the one before it.
+    previous: Option<LogId>,
+}
+
 /// The snapshots of one server: files in a directory, or the same bytes in memory.
 #[derive(Debug)]
 pub struct SnapshotStore {
     directory: Option<PathBuf>,
-    current: Mutex<Option<Snapshot>>,
+    kept: Mutex<Kept>,
     /// Tells temporary files apart.
     serial: AtomicU64,
     stopping: AtomicBool,
 }
 
 impl Snapshot {
+    /// What there is before the first one: it stands nowhere and holds nothing.
+    pub(crate) fn none() -> Snapshot {
+        Snapshot {
+            meta: SnapshotMeta::default(),
+            content: Content::Memory(Bytes::new()),
+        }
+    }
+
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
     }
@@ -124,7 +139,10 @@ impl SnapshotStore {
     fn new(directory: Option<PathBuf>, current: Option<Snapshot>) -> SnapshotStore {
         SnapshotStore {
             directory,
-            current: Mutex::new(current),
+            kept: Mutex::new(Kept {
+                current,
+                previous: None,
+            }),
             serial: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         }
@@ -132,7 +150,13 @@ impl SnapshotStore {
 
     /// The newest snapshot.
     pub fn current(&self) -> Option<Snapshot> {
-        self.lock().clone()
+        self.lock().current.clone()
+    }
+
+    /// Where the log may begin: at the end of the snapshot before the newest, so that this one
+    /// still does should the newest turn out to be damaged.
+    pub fn log_needed_after(&self) -> Option<LogId> {
+        self.lock().previous
     }
 
     /// Writes a snapshot of `records` and makes it the current one. Blocks; when it returns, the
@@ -158,7 +182,7 @@ impl SnapshotStore {
     /// Makes a snapshot that came from elsewhere the current one. Blocks. The caller has read it to
     /// the end and found it whole.
     pub fn adopt(&self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
-        if self.lock().as_ref().map(Snapshot::meta) == Some(snapshot.meta()) {
+        if self.lock().current.as_ref().map(Snapshot::meta) == Some(snapshot.meta()) {
             return Ok(());
         }
         self.put(snapshot.meta(), |out| {
@@ -190,10 +214,12 @@ impl SnapshotStore {
             meta: meta.clone(),
             content,
         };
-        let mut current = self.lock();
+        let mut kept = self.lock();
+        let newest = kept.current.as_ref().and_then(|current| current.meta.last);
         // A peer's snapshot may have overtaken the one that we were writing.
-        if current.as_ref().is_none_or(|c| c.meta.last < meta.last) {
-            *current = Some(snapshot.clone());
+        if kept.current.is_none() || newest < meta.last {
+            kept.previous = newest;
+            kept.current = Some(snapshot.clone());
         }
         Ok(snapshot)
     }
@@ -228,8 +254,8 @@ impl SnapshotStore {
         Ok(file)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Snapshot>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

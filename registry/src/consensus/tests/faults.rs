@@ -1,0 +1,200 @@
+//! A log that stalls or fails under a running server.
+
+use std::{io, ops::Range};
+
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::log::{Entry, LogId, LogState, OnDurable, Vote};
+
+/// A memory log whose appends, once told so, stall until released or fail.
+#[derive(Debug, Default)]
+struct FaultyLog {
+    log: MemoryLog,
+    fault: Mutex<Option<Fault>>,
+    stalled: Mutex<Vec<OnDurable>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Stall,
+    /// The fsync after an append fails.
+    Fsync,
+    /// The append itself fails.
+    Write,
+}
+
+impl FaultyLog {
+    fn set(&self, fault: Fault) {
+        *self.fault.lock().unwrap() = Some(fault);
+    }
+
+    fn release(&self) {
+        *self.fault.lock().unwrap() = None;
+        for done in self.stalled.lock().unwrap().drain(..) {
+            done.call(Ok(()));
+        }
+    }
+}
+
+impl LogStore for FaultyLog {
+    fn append(&self, entries: Vec<Entry>, done: OnDurable) -> io::Result<()> {
+        let fault = *self.fault.lock().unwrap();
+        let Some(fault) = fault else {
+            return self.log.append(entries, done);
+        };
+        if let Fault::Write = fault {
+            return Err(io::Error::other("no space left on device"));
+        }
+        self.log.append(entries, OnDurable::new(|_| {}))?;
+        match fault {
+            Fault::Stall => self.stalled.lock().unwrap().push(done),
+            _ => done.call(Err(io::Error::other("input/output error"))),
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> LogState {
+        self.log.state()
+    }
+    fn vote(&self) -> Option<Vote> {
+        self.log.vote()
+    }
+    fn committed(&self) -> Option<LogId> {
+        self.log.committed()
+    }
+    fn save_vote(&self, vote: Vote, done: OnDurable) -> io::Result<()> {
+        self.log.save_vote(vote, done)
+    }
+    fn truncate_after(&self, last: Option<LogId>) -> io::Result<()> {
+        self.log.truncate_after(last)
+    }
+    fn purge(&self, up_to: LogId) -> io::Result<()> {
+        self.log.purge(up_to)
+    }
+    fn save_committed(&self, committed: Option<LogId>) -> io::Result<()> {
+        self.log.save_committed(committed)
+    }
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        self.log.read(range, max_bytes)
+    }
+    fn close(&self) -> io::Result<()> {
+        self.log.close()
+    }
+}
+
+async fn led_on(log: Arc<FaultyLog>, config: ConsensusConfig) -> Consensus {
+    let opened = Opened {
+        log,
+        snapshots: SnapshotStore::in_memory(),
+        data_dir: None,
+    };
+    let raft_config = Arc::new(raft_config(&config).unwrap());
+    let consensus = Consensus::start_on(opened, config, raft_config)
+        .await
+        .unwrap();
+    wait_for_leader(&consensus).await;
+    // The entry that opens the term is not to meet the fault.
+    consensus.propose(set("first", "v")).await.unwrap();
+    consensus
+}
+
+#[tokio::test]
+async fn beyond_the_limit_proposals_are_refused_and_those_within_it_succeed() {
+    let log = Arc::new(FaultyLog::default());
+    let config = ConsensusConfig {
+        limits: Limits {
+            proposals_in_flight: 4,
+            bytes_in_flight: 1 << 20,
+        },
+        ..single()
+    };
+    let consensus = led_on(log.clone(), config).await;
+    log.set(Fault::Stall);
+    let waiting: Vec<_> = (0..4)
+        .map(|n| {
+            let consensus = consensus.clone();
+            tokio::spawn(async move { consensus.propose(set(&format!("key-{n}"), "v")).await })
+        })
+        .collect();
+    while stat(&consensus, "proposals_in_flight") != "4" {
+        tokio::task::yield_now().await;
+    }
+    let refused = consensus.propose(set("one too many", "v")).await;
+    assert_eq!(refused, Err(ProposeError::Overloaded));
+
+    log.release();
+    for outcome in waiting {
+        assert_eq!(outcome.await.unwrap(), Ok(Outcome::Applied(true)));
+    }
+    assert!(has_all(&consensus, 0..4));
+    assert!(consensus.registry().view().kv("one too many").is_none());
+    consensus
+        .propose(set("now there is room", "v"))
+        .await
+        .unwrap();
+    consensus.shutdown().await;
+}
+
+#[tokio::test]
+async fn bytes_in_flight_are_limited_too() {
+    let config = ConsensusConfig {
+        limits: Limits {
+            proposals_in_flight: 100,
+            bytes_in_flight: 1000,
+        },
+        ..single()
+    };
+    let consensus = led(config).await;
+    let refused = consensus.propose(set("k", &"v".repeat(2000))).await;
+    assert!(matches!(
+        refused,
+        Err(ProposeError::TooLarge { limit: 1000, .. })
+    ));
+    consensus.propose(set("k", &"v".repeat(500))).await.unwrap();
+    consensus.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_failed_write_or_fsync_is_fatal_and_acknowledges_nothing() {
+    for fault in [Fault::Fsync, Fault::Write] {
+        let (reasons, mut reported) = mpsc::channel(1);
+        let config = ConsensusConfig {
+            on_fatal: FatalHandler::new(move |reason| {
+                reasons.try_send(reason.to_owned()).unwrap();
+            }),
+            ..single()
+        };
+        let log = Arc::new(FaultyLog::default());
+        let consensus = led_on(log.clone(), config).await;
+        log.set(fault);
+        let outcome = consensus.propose(set("lost", "v")).await;
+        assert_eq!(outcome, Err(ProposeError::OutcomeUnknown), "{fault:?}");
+        let reason = reported.recv().await.unwrap();
+        assert!(
+            reason.contains("input/output error") || reason.contains("no space left"),
+            "{reason}"
+        );
+        assert!(consensus.registry().view().kv("lost").is_none());
+        assert_eq!(consensus.leader(), None);
+        consensus.shutdown().await;
+    }
+}
+
+/// A proposal that stalls for ever learns at the shutdown that its outcome is unknown.
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_a_stalled_disk() {
+    let log = Arc::new(FaultyLog::default());
+    let consensus = led_on(log.clone(), single()).await;
+    log.set(Fault::Stall);
+    let waiting = {
+        let consensus = consensus.clone();
+        tokio::spawn(async move { consensus.propose(set("stalled", "v")).await })
+    };
+    while stat(&consensus, "proposals_in_flight") != "1" {
+        tokio::task::yield_now().await;
+    }
+    let shutdown = tokio::time::timeout(Duration::from_secs(5), consensus.shutdown());
+    shutdown.await.unwrap();
+    assert_eq!(waiting.await.unwrap(), Err(ProposeError::OutcomeUnknown));
+}
