@@ -5,6 +5,7 @@
 
 pub mod anti_entropy;
 pub mod authz;
+pub mod checks;
 pub mod cluster;
 pub mod config_entry;
 pub mod context;

@@ -535,10 +535,7 @@ impl Inner {
         if generation.is_some_and(|generation| generation != entry.generation) {
             return;
         }
-        let limit = match entry.spec.output_max_size {
-            0 => context.options.check_output_max_size,
-            own => own.min(context.options.check_output_max_size),
-        };
+        let limit = context.options.output_limit(&entry.spec);
         let output: Str = if context.options.discard_check_output {
             Str::default()
         } else {
@@ -582,10 +579,41 @@ impl Inner {
         let CheckKind::Ttl(ttl) = entry.spec.kind else {
             return Err(LocalError::NotTtl(id.clone()));
         };
+        let lapsed = entry.ttl_deadline.is_none_or(|at| at <= context.now);
         entry.ttl_deadline = Some(context.now + ttl);
+        if lapsed {
+            // Nobody waits for the deadline any more.
+            self.restarted.insert(id.clone());
+        }
         self.unsaved.insert(FileKey::State(id.clone()));
         self.report(id, None, status, output, context, stagger);
         Ok(())
+    }
+
+    /// Turns a TTL check critical if its time is over, and says how long it has otherwise.
+    pub(super) fn expire_ttl(
+        &mut self,
+        id: &Str,
+        generation: u64,
+        context: &Context<'_>,
+    ) -> Option<Instant> {
+        let entry = self.checks.get(id)?;
+        let deadline = entry
+            .ttl_deadline
+            .filter(|_| entry.generation == generation)?;
+        if deadline > context.now {
+            return Some(deadline);
+        }
+        let output = match &*entry.health.output {
+            "" => "TTL expired".to_owned(),
+            last => format!("TTL expired (last output before timeout follows): {last}"),
+        };
+        let critical = CheckStatus::Critical;
+        // Output and status change together: there is nothing to put off.
+        self.report(id, Some(generation), critical, &output, context, |span| {
+            span
+        });
+        None
     }
 
     /// The next time an output is due at the catalog.

@@ -86,6 +86,15 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    fn output_limit(&self, spec: &CheckSpec) -> usize {
+        match spec.output_max_size {
+            0 => self.check_output_max_size,
+            own => own.min(self.check_output_max_size),
+        }
+    }
+}
+
 /// Why a change was refused. The texts are Consul's where clients know them.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
@@ -566,13 +575,15 @@ impl LocalState {
         });
     }
 
-    /// When a TTL check lapses; `None` when it is gone or was replaced.
-    pub(crate) fn ttl_deadline(&self, id: &str, generation: u64) -> Option<Instant> {
-        let inner = self.lock();
-        let entry = inner.checks.get(id)?;
-        entry
-            .ttl_deadline
-            .filter(|_| entry.generation == generation)
+    /// Turns a TTL check critical if its time is over; else says when that will be. `None` also when it is
+    /// gone or was replaced.
+    pub(crate) fn expire_ttl(&self, id: &Str, generation: u64) -> Option<Instant> {
+        self.change(|inner, context| inner.expire_ttl(id, generation, context))
+    }
+
+    /// How many bytes of a check's output are kept.
+    pub(crate) fn output_limit(&self, spec: &CheckSpec) -> usize {
+        self.shared.options.output_limit(spec)
     }
 
     /// The instances that have been critical for longer than one of their checks allows, with that check.

@@ -114,16 +114,13 @@ impl Default for CheckSpec {
     }
 }
 
-/// How many results in a row change the status.
+/// How many results in a row it takes to change the status; 0 and 1 both mean the first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Thresholds {
-    /// Further successes, beyond the first, that it takes to turn passing.
     pub success_before_passing: u32,
-    /// Further failures, beyond the first, that it takes to turn warning. `None`: as many as for
-    /// critical, so that there is no warning on the way.
+    /// `None`: as many as for critical, so that there is no warning on the way.
     pub failures_before_warning: Option<u32>,
-    /// Further failures, beyond the first, that it takes to turn critical.
     pub failures_before_critical: u32,
 }
 
