@@ -62,13 +62,17 @@ fn choose(draft: &Draft, question: &Question<'_>) -> Choice {
     if uncompressed(draft, question) <= size || measure(draft, choice, question).is_whole {
         return choice;
     }
-    choice.notes = false;
-    if measure(draft, choice, question).is_whole {
-        return choice;
+    if draft.items.iter().any(|item| !item.notes.is_empty()) {
+        choice.notes = false;
+        if measure(draft, choice, question).is_whole {
+            return choice;
+        }
     }
-    choice.authority = draft.items.is_empty();
-    if measure(draft, choice, question).is_whole {
-        return choice;
+    if !draft.authority.is_empty() && !draft.items.is_empty() {
+        choice.authority = false;
+        if measure(draft, choice, question).is_whole {
+            return choice;
+        }
     }
     let bare = Choice {
         accompanied: 0,
@@ -83,6 +87,9 @@ fn choose(draft: &Draft, question: &Question<'_>) -> Choice {
         accompanied,
         ..choice
     };
+    if additionals(draft, accompanied(answers)).next().is_none() {
+        return accompanied(answers);
+    }
     // The largest number that fits; more of them never take less.
     let (mut low, mut high) = (0, answers);
     while low < high {

@@ -97,6 +97,7 @@ pub fn answer(source: Source<'_>, question: &Question<'_>) -> Answer {
         now: question.now,
         rng: SmallRng::seed_from_u64(question.seed),
         follows_left: MAX_FOLLOWS,
+        most: usize::from(question.limits.size) / MIN_RECORD + 1,
     };
     let draft = resolver.resolve(question.name, question.kind, 0);
     fit::fit(draft, source.zone, question)
@@ -108,11 +109,17 @@ const MAX_DEPTH: usize = 3;
 /// How many names besides the asked one are looked up for one answer.
 const MAX_FOLLOWS: usize = 16;
 
+/// The least that an address or SRV record takes: an owner that is a pointer, and the address of an
+/// A record.
+const MIN_RECORD: usize = 16;
+
 struct Resolver<'a> {
     source: Source<'a>,
     now: u32,
     rng: SmallRng,
     follows_left: usize,
+    /// More records than can fit: where the search for more may end.
+    most: usize,
 }
 
 /// An answer before it is made to fit.

@@ -64,8 +64,8 @@ impl<'a> Resolver<'a> {
     /// when no instance has an address.
     fn service_addresses(&mut self, asked: &Asked<'_>, instances: &[&Instance], ttl: u32) -> Draft {
         let limit = match self.source.zone.settings.a_record_limit {
-            0 => usize::MAX,
-            limit => limit,
+            0 => self.most,
+            limit => limit.min(self.most),
         };
         let mut seen = HashSet::new();
         let mut items = Vec::new();
@@ -94,6 +94,9 @@ impl<'a> Resolver<'a> {
         let mut seen = HashSet::new();
         let mut items = Vec::new();
         for instance in instances {
+            if items.len() == self.most {
+                break;
+            }
             let service = &instance.service;
             let place = (&instance.node.name, &service.address, service.port);
             if !seen.insert(place) {
