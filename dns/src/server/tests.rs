@@ -101,7 +101,8 @@ async fn ask_udp(address: SocketAddr, message: &[u8]) -> Vec<u8> {
 async fn tell(stream: &mut TcpStream, message: &[u8]) {
     let mut framed = (message.len() as u16).to_be_bytes().to_vec();
     framed.extend_from_slice(message);
-    stream.write_all(&framed).await.unwrap();
+    // A connection that was refused may be gone; what is heard, or not, shows.
+    let _ = stream.write_all(&framed).await;
 }
 
 async fn hear(stream: &mut TcpStream) -> Vec<u8> {
@@ -309,17 +310,30 @@ async fn connections_are_bounded_and_idle_ones_end() {
     }
     let mut third = TcpStream::connect(running.address).await.unwrap();
     closes(&mut third).await;
-    // Half a query does not keep a connection open.
-    open[0].write_all(&[0]).await.unwrap();
+    // Half a query does not keep a connection open. (It may be closed already.)
+    let _ = open[0].write_all(&[0]).await;
     for stream in &mut open {
         closes(stream).await;
     }
-    let mut next = TcpStream::connect(running.address).await.unwrap();
-    tell(&mut next, &web).await;
-    hear(&mut next).await;
-    // Nor is a query as long as a message can be waited for.
-    next.write_all(&[0xff, 0xff, 0, 0]).await.unwrap();
-    closes(&mut next).await;
+    // A client sees the end of a connection a moment before there is room for the next one.
+    let again = async {
+        loop {
+            let mut next = TcpStream::connect(running.address).await.unwrap();
+            tell(&mut next, &web).await;
+            if next.read_u16().await.is_ok() {
+                break;
+            }
+        }
+    };
+    timeout(PATIENCE, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_query_that_is_too_long_ends_its_connection() {
+    let running = start().await;
+    let mut stream = TcpStream::connect(running.address).await.unwrap();
+    stream.write_all(&[0xff, 0xff, 0, 0]).await.unwrap();
+    closes(&mut stream).await;
 }
 
 #[tokio::test]
