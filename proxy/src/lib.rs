@@ -5,7 +5,29 @@
 
 #![forbid(unsafe_code)]
 
-use std::{net::SocketAddr, time::Duration};
+mod admin;
+mod balance;
+mod binder;
+mod config;
+mod control;
+mod drain;
+mod http;
+mod metrics;
+mod source;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod tuning;
+mod worker;
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::tuning::Tuning;
 
 /// What one proxy process is, and where it finds its agent.
 #[derive(Clone, Debug)]
@@ -83,6 +105,49 @@ pub enum ProxyError {
 /// When the agent refuses this proxy for good, or the process cannot start. An agent that is away, or that does not
 /// know the service yet, is no error: the proxy waits for it.
 pub fn run(options: ProxyOptions) -> Result<(), ProxyError> {
-    let _ = options;
-    Ok(())
+    raise_file_limit();
+    let start = |source| ProxyError::Start {
+        what: "runtime",
+        source,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(start)?;
+    runtime.block_on(async {
+        let (stop, stopped) = mpsc::channel(1);
+        let mut terminate = signal(SignalKind::terminate()).map_err(start)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(start)?;
+        let signals = async {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                // When the proxy has ended, so does this.
+                if stop.send(()).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            ended = control::run(options, Tuning::default(), stopped) => ended,
+            () = signals => Ok(()),
+        }
+    })
+}
+
+/// Each proxied connection takes two descriptors; the usual soft limit of 1024 is for programs that use `select`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(error = %io::Error::from(error), "cannot raise the limit of open files");
+        }
+    }
 }

@@ -1,0 +1,196 @@
+//! Where the configuration comes from: the agent's `ProxyConfiguration.Stream`, followed for as long as the proxy runs.
+//!
+//! The bias is availability: nothing that happens to the stream changes what is served. The proxy goes on with its last
+//! configuration and connects again, with a backoff that is jittered so that the proxies of a host do not come back in
+//! step after their agent restarted.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::sleep};
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+use wharf_proto::v1::{
+    AdHocProxy, ProxyConfigurationRequest, ProxyUpstream,
+    proxy_configuration_client::ProxyConfigurationClient, proxy_configuration_request,
+};
+
+use crate::{
+    ProxyError, ProxyOptions, Target,
+    balance::Rng,
+    config::{Desired, OutOfStep},
+};
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// An agent whose machine vanished is noticed by a ping.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of one response: some 100 bytes per instance.
+const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// The stream, and how to open it again.
+#[derive(Debug)]
+pub(crate) struct Source {
+    agent: String,
+    endpoint: Endpoint,
+    token: Option<MetadataValue<Ascii>>,
+    request: ProxyConfigurationRequest,
+    /// Whether the stream is open, for the admin port.
+    connected: Arc<AtomicBool>,
+}
+
+/// Why the stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(#[from] Status),
+    #[error(transparent)]
+    OutOfStep(#[from] OutOfStep),
+    #[error("the agent ended the stream")]
+    Ended,
+    #[error("the proxy stops")]
+    Stopped,
+}
+
+impl Source {
+    pub(crate) fn new(
+        options: &ProxyOptions,
+        connected: Arc<AtomicBool>,
+    ) -> Result<Self, ProxyError> {
+        let agent = options.agent_grpc.clone();
+        let bad_address = || ProxyError::AgentAddress(agent.clone());
+        if agent
+            .parse::<http::uri::Authority>()
+            .ok()
+            .and_then(|a| a.port_u16())
+            .is_none()
+        {
+            return Err(bad_address());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{agent}"))
+            .map_err(|_| bad_address())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let token = match options.token.as_deref().filter(|token| !token.is_empty()) {
+            None => None,
+            Some(token) => {
+                let mut value: MetadataValue<Ascii> =
+                    token.parse().map_err(|_| ProxyError::Token)?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        Ok(Self {
+            agent,
+            endpoint,
+            token,
+            request: request(&options.target),
+            connected,
+        })
+    }
+
+    /// Sends what the agent wants into `updates` until their receiver is dropped, or the agent says that this proxy can
+    /// never be served.
+    pub(crate) async fn follow(self, updates: watch::Sender<Desired>) -> Result<(), ProxyError> {
+        let rng = Rng::from_entropy();
+        let mut backoff = BACKOFF_FIRST;
+        // One line when something changes, not one per attempt.
+        let mut told = String::new();
+        loop {
+            let mut received = false;
+            let broken = match self.stream(&updates, &mut received).await {
+                Ok(never) => match never {},
+                Err(broken) => broken,
+            };
+            self.connected.store(false, Relaxed);
+            match &broken {
+                Broken::Stopped => return Ok(()),
+                Broken::Status(status) if status.code() == Code::InvalidArgument => {
+                    return Err(ProxyError::Refused {
+                        agent: self.agent,
+                        message: status.message().to_owned(),
+                    });
+                }
+                _ => {}
+            }
+            if received {
+                backoff = BACKOFF_FIRST;
+                told.clear();
+            }
+            let text = broken.to_string();
+            if text != told {
+                tracing::warn!(agent = %self.agent, reason = %text, "no configuration stream; serving what is known and trying again");
+                told = text;
+            }
+            let half = backoff / 2;
+            let jitter = rng.below(u64::try_from(half.as_micros()).unwrap_or(1).max(1));
+            sleep(half + Duration::from_micros(jitter)).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// One stream, to its end.
+    async fn stream(
+        &self,
+        updates: &watch::Sender<Desired>,
+        received: &mut bool,
+    ) -> Result<std::convert::Infallible, Broken> {
+        let channel: Channel = self.endpoint.connect().await?;
+        let mut client =
+            ProxyConfigurationClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let mut request = Request::new(self.request.clone());
+        if let Some(token) = &self.token {
+            request
+                .metadata_mut()
+                .insert("x-consul-token", token.clone());
+        }
+        let mut responses = client.stream(request).await?.into_inner();
+        let mut desired = Desired::default();
+        while let Some(response) = responses.message().await? {
+            desired.apply(response, !*received)?;
+            if !std::mem::replace(received, true) {
+                self.connected.store(true, Relaxed);
+                tracing::info!(agent = %self.agent, version = desired.version, "following the configuration");
+            }
+            updates.send(desired.clone()).map_err(|_| Broken::Stopped)?;
+        }
+        Err(Broken::Ended)
+    }
+}
+
+fn request(target: &Target) -> ProxyConfigurationRequest {
+    use proxy_configuration_request::Target as Wire;
+    let target = match target {
+        Target::SidecarFor(id) => Wire::SidecarFor(id.clone()),
+        Target::ProxyId(id) => Wire::ProxyId(id.clone()),
+        Target::AdHoc { service, upstreams } => Wire::AdHoc(AdHocProxy {
+            service: service.clone(),
+            upstreams: upstreams
+                .iter()
+                .map(|upstream| ProxyUpstream {
+                    destination: upstream.destination.clone(),
+                    local_bind_address: upstream.local.ip().to_string(),
+                    local_bind_port: upstream.local.port().into(),
+                    datacenter: upstream.datacenter.clone().unwrap_or_default(),
+                })
+                .collect(),
+        }),
+    };
+    ProxyConfigurationRequest {
+        target: Some(target),
+    }
+}
