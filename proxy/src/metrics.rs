@@ -145,15 +145,17 @@ pub(crate) struct Process {
     pub(crate) workers: usize,
 }
 
+type Sink<'a> = &'a mut dyn FnMut(&str, u64);
+
 /// One metric family over all sets of counters.
 struct Family {
     name: &'static str,
     kind: &'static str,
     help: &'static str,
-    samples: fn(&Traffic, &mut dyn FnMut(&str, u64)),
+    /// Gives its samples to the second argument: labels beside the common ones, and the value.
+    samples: fn(&Traffic, Sink<'_>),
 }
 
-/// Each gives its samples as (extra labels, value).
 const FAMILIES: [Family; 7] = [
     Family {
         name: "requests_total",

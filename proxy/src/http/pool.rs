@@ -17,6 +17,8 @@ type ByEndpoint<T> = HashMap<u64, T, BuildHasherDefault<IdHasher>>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
+    // Boxed: a connection goes from hand to hand with every request, and only its address moves.
+    #[expect(clippy::vec_box)]
     http1: Mutex<ByEndpoint<Vec<Box<H1>>>>,
     http2: Mutex<ByEndpoint<Shared>>,
 }
