@@ -8,7 +8,8 @@ use crate::MAX_DEPTH;
 
 /// A place in an input text. Lines and columns count from 1, columns in characters.
 ///
-/// The file name is empty for a text that is not a file, such as the body of a request.
+/// The file name is empty for a text that is not a file, such as the body of a request. The line is 0 for a value
+/// that is not part of a longer text, such as a command line flag: `file` names it then.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {
     pub file: Arc<str>,
@@ -81,7 +82,7 @@ impl Position {
         }
     }
 
-    /// Whether this is a place in a named file, worth telling a person about.
+    /// Whether this is a place with a name, worth telling a person about.
     pub fn is_in_file(&self) -> bool {
         !self.file.is_empty()
     }
@@ -89,10 +90,11 @@ impl Position {
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_in_file() {
-            write!(f, "{}:", self.file)?;
+        match (self.is_in_file(), self.line) {
+            (true, 0) => f.write_str(&self.file),
+            (true, line) => write!(f, "{}:{line}:{}", self.file, self.column),
+            (false, line) => write!(f, "{line}:{}", self.column),
         }
-        write!(f, "{}:{}", self.line, self.column)
     }
 }
 
