@@ -124,6 +124,11 @@ impl View {
         self.state.kv_removed_since(prefix, index)
     }
 
+    /// Whether a deletion up to this index is still remembered. Looks at all of them.
+    pub fn has_tombstones(&self, up_to: u64) -> bool {
+        self.state.tombstones.values().any(|stone| stone.index <= up_to)
+    }
+
     /// How many keys there are.
     pub fn kv_len(&self) -> usize {
         self.state.kv.len()

@@ -29,6 +29,8 @@ pub enum ClusterError {
     NoLeader,
     #[error("too many writes in flight: try again later")]
     Overloaded,
+    #[error("{0}")]
+    TooLarge(String),
     #[error("the write was sent, but its outcome is unknown: {0}")]
     OutcomeUnknown(String),
     #[error("the agent is shutting down")]

@@ -5,6 +5,7 @@
 
 pub mod anti_entropy;
 pub mod authz;
+mod banner;
 pub mod checks;
 pub mod cluster;
 pub mod config;
@@ -12,6 +13,15 @@ pub mod config_entry;
 pub mod context;
 pub mod definition;
 pub mod grpc;
+mod housekeeping;
 pub mod http;
 pub mod local;
+mod run;
+pub mod server;
+mod sockets;
 pub mod telemetry;
+mod tls;
+
+pub use run::{RunError, run};
+pub use sockets::SocketError;
+pub use tls::TlsError;

@@ -27,6 +27,7 @@ use wharf_registry::model::{CheckStatus, Str};
 use self::{connect::split_address, thresholds::Counter};
 use crate::{
     cluster::Cluster,
+    definition::{Origin, ScriptPolicy},
     local::{CheckKind, CheckSpec, LocalState, Source, random_up_to},
 };
 
@@ -37,18 +38,11 @@ const DEFAULT_SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often instances are looked for that have been critical for too long.
 const REAP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Which checks may run programs on this machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ScriptPolicy {
-    /// Those of configuration files (`enable_local_script_checks`).
-    pub from_files: bool,
-    /// All (`enable_script_checks`).
-    pub from_api: bool,
-}
-
-impl ScriptPolicy {
-    fn allows(self, source: Source) -> bool {
-        self.from_api || self.from_files && source == Source::Config
+/// Whether a check was written by who runs the agent.
+fn origin(source: Source) -> Origin {
+    match source {
+        Source::Config => Origin::File,
+        Source::Api | Source::Lease => Origin::Api,
     }
 }
 
@@ -132,7 +126,7 @@ impl CheckRunner {
             generation,
         };
         if matches!(run.spec.kind, CheckKind::Script { .. })
-            && !self.scripts.allows(run.spec.source)
+            && !self.scripts.allows(origin(run.spec.source))
         {
             // Registered before scripts were switched off.
             run.report(&Finding::critical(

@@ -210,7 +210,8 @@ impl Default for Dns {
             allow_stale: true,
             disable_compression: false,
             enable_additional_node_meta_txt: true,
-            enable_truncate: false,
+            // Unlike Consul: a client that is not told that something is missing cannot ask for it.
+            enable_truncate: true,
             max_stale: GoDuration::from_secs(10 * 365 * 24 * 3600),
             node_ttl: GoDuration::ZERO,
             only_passing: false,
@@ -218,7 +219,9 @@ impl Default for Dns {
             recursor_timeout: GoDuration::from_secs(2),
             service_ttl: BTreeMap::new(),
             soa: Soa::default(),
-            udp_answer_limit: 3,
+            // Unlike Consul's 3: with the TC bit that would send every larger answer over TCP. The
+            // size is the limit.
+            udp_answer_limit: 0,
         }
     }
 }

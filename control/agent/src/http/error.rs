@@ -54,6 +54,7 @@ impl From<ClusterError> for HttpError {
     fn from(error: ClusterError) -> HttpError {
         let status = match &error {
             ClusterError::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            ClusterError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ClusterError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             ClusterError::NoLeader | ClusterError::OutcomeUnknown(_) | ClusterError::Refused(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR

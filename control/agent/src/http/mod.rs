@@ -6,6 +6,9 @@
 //! known and returns a response or an error; headers, status codes of errors and limits are made
 //! here, once.
 
+mod agent;
+mod agent_checks;
+mod agent_services;
 mod blocking;
 mod catalog;
 mod config_entries;
@@ -29,12 +32,20 @@ use tokio_util::sync::CancellationToken;
 
 pub use server::{HttpListener, HttpServer};
 
-use crate::{authz::Authorizer, cluster::Cluster, context::NodeInfo};
+use crate::{
+    authz::Authorizer,
+    cluster::Cluster,
+    config::Network,
+    context::{AgentContext, NodeInfo},
+    local::LocalState,
+};
 
 /// What the endpoints work with.
 #[derive(Debug)]
 pub struct HttpContext {
     pub cluster: Arc<dyn Cluster>,
+    pub local: LocalState,
+    pub agent: Arc<AgentContext>,
     pub authorizer: Arc<dyn Authorizer>,
     pub node: Arc<NodeInfo>,
     pub settings: ArcSwap<HttpSettings>,
@@ -55,6 +66,8 @@ pub struct HttpSettings {
     pub response_headers: Vec<(HeaderName, HeaderValue)>,
     /// Path prefixes that are refused.
     pub block_endpoints: Vec<String>,
+    /// Client addresses that may write; empty: all may.
+    pub allow_write_from: Vec<Network>,
     /// Connections that one client address may hold.
     pub max_conns_per_client: usize,
 }
@@ -68,6 +81,7 @@ impl Default for HttpSettings {
             kv_max_value_size: 512 * 1024,
             response_headers: Vec::new(),
             block_endpoints: Vec::new(),
+            allow_write_from: Vec::new(),
             max_conns_per_client: 200,
         }
     }

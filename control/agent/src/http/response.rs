@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use serde::Serialize;
 use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::error::HttpError;
 
@@ -17,7 +18,11 @@ use super::error::HttpError;
 #[derive(Debug)]
 pub(crate) enum Body {
     Whole(Option<Bytes>),
-    Stream(mpsc::Receiver<Bytes>),
+    /// Ends when the sender does, or when the agent stops.
+    Stream(
+        mpsc::Receiver<Bytes>,
+        Pin<Box<WaitForCancellationFutureOwned>>,
+    ),
 }
 
 pub(crate) type Response = http::Response<Body>;
@@ -32,9 +37,14 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut *self {
             Body::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Body::Stream(receiver) => receiver
-                .poll_recv(context)
-                .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Stream(receiver, stop) => {
+                if stop.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(None);
+                }
+                receiver
+                    .poll_recv(context)
+                    .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+            }
         }
     }
 
@@ -45,7 +55,7 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Body::Stream(_) => SizeHint::default(),
+            Body::Stream(..) => SizeHint::default(),
         }
     }
 }
@@ -95,8 +105,13 @@ pub(crate) fn with_type(status: StatusCode, kind: &'static str, bytes: Bytes) ->
 }
 
 /// A body that grows while it is read. A slow reader holds the sender back.
-pub(crate) fn stream(kind: &'static str, receiver: mpsc::Receiver<Bytes>) -> Response {
-    let mut response = Response::new(Body::Stream(receiver));
+pub(crate) fn stream(
+    kind: &'static str,
+    receiver: mpsc::Receiver<Bytes>,
+    shutdown: CancellationToken,
+) -> Response {
+    let stop = Box::pin(shutdown.cancelled_owned());
+    let mut response = Response::new(Body::Stream(receiver, stop));
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use tracing::Level;
 
 use super::{
-    HttpContext, catalog, config_entries,
+    HttpContext, agent, agent_checks, agent_services, catalog, config_entries,
     error::HttpError,
     health, kv,
     request::{self, PathProblem, Query, Request},
@@ -44,6 +44,28 @@ macro_rules! endpoints {
 }
 
 const ENDPOINTS: &[Endpoint] = endpoints! {
+    "/v1/agent/self": GET => agent::own;
+    "/v1/agent/version": GET => agent::version;
+    "/v1/agent/members": GET => agent::members;
+    "/v1/agent/metrics": GET => agent::metrics;
+    "/v1/agent/monitor": GET => agent::monitor;
+    "/v1/agent/reload": PUT => agent::reload;
+    "/v1/agent/leave": PUT => agent::leave;
+    "/v1/agent/maintenance": PUT => agent::maintenance;
+    "/v1/agent/services": GET => agent_services::list;
+    "/v1/agent/service/": GET => agent_services::get;
+    "/v1/agent/service/register": PUT => agent_services::register;
+    "/v1/agent/service/deregister/": PUT => agent_services::deregister;
+    "/v1/agent/service/maintenance/": PUT => agent_services::maintenance;
+    "/v1/agent/health/service/id/": GET => agent_services::health_by_id;
+    "/v1/agent/health/service/name/": GET => agent_services::health_by_name;
+    "/v1/agent/checks": GET => agent_checks::list;
+    "/v1/agent/check/register": PUT => agent_checks::register;
+    "/v1/agent/check/deregister/": PUT => agent_checks::deregister;
+    "/v1/agent/check/pass/": PUT => agent_checks::pass;
+    "/v1/agent/check/warn/": PUT => agent_checks::warn;
+    "/v1/agent/check/fail/": PUT => agent_checks::fail;
+    "/v1/agent/check/update/": PUT => agent_checks::update;
     "/v1/catalog/datacenters": GET => catalog::datacenters;
     "/v1/catalog/nodes": GET => catalog::nodes;
     "/v1/catalog/services": GET => catalog::services;
@@ -67,7 +89,10 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
 const NOT_BUILT: &[&str] = &[
     "/v1/acl/",
     "/v1/agent/connect/",
+    "/v1/agent/force-leave/",
     "/v1/agent/host",
+    "/v1/agent/join/",
+    "/v1/agent/metrics/stream",
     "/v1/agent/token/",
     "/v1/catalog/connect/",
     "/v1/catalog/gateway-services/",
@@ -138,7 +163,7 @@ impl Router {
         let started = Instant::now();
         let method = request.method().clone();
         let path = tracing::enabled!(Level::DEBUG).then(|| request.uri().path().to_owned());
-        let mut response = match self.route(context, request).await {
+        let mut response = match self.route(context, request, peer).await {
             Ok(response) => response,
             Err(error) => error.into(),
         };
@@ -161,6 +186,7 @@ impl Router {
         &self,
         context: &HttpContext,
         request: http::Request<Incoming>,
+        peer: Option<IpAddr>,
     ) -> Result<Response, HttpError> {
         let (parts, body) = request.into_parts();
         let path = match request::decode_path(parts.uri.path()) {
@@ -190,6 +216,16 @@ impl Router {
         else {
             return Ok(other_method(endpoint, &parts.method));
         };
+        let writers = &context.settings.load().allow_write_from;
+        if parts.method != Method::GET
+            && !writers.is_empty()
+            && !peer.is_some_and(|ip| writers.iter().any(|network| network.contains(ip)))
+        {
+            return Err(HttpError::new(
+                StatusCode::FORBIDDEN,
+                "Access is restricted",
+            ));
+        }
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let caller = context.authorizer.resolve(request::token(&query, &parts))?;
         let request = Request {

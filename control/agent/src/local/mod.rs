@@ -18,6 +18,7 @@
 //! tried with all changes made so far: an API handler awaits it before it answers, so that what it
 //! registered can be found.
 
+mod convert;
 mod inner;
 mod output;
 mod spec;

@@ -140,6 +140,12 @@ impl Logs {
         logs
     }
 
+    /// A log that nothing writes to.
+    #[cfg(test)]
+    pub(crate) fn detached() -> Logs {
+        Logs::new(LevelFilter::OFF, LogFormat::Text, LogOutput::Stderr)
+    }
+
     fn layer<S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>>(
         &self,
     ) -> impl Layer<S> {

@@ -1,0 +1,78 @@
+//! What the leader does now and then.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use wharf_registry::{Command, command::KvCommand};
+
+use crate::cluster::Cluster;
+
+/// How long deletions of keys are remembered (Consul's tombstone TTL).
+const TOMBSTONE_TTL: Duration = Duration::from_secs(15 * 60);
+/// How exactly.
+const GRANULARITY: Duration = Duration::from_secs(30);
+
+/// Forgets deletions of keys once they are old. The state machine has no clock: this remembers which
+/// index was reached when.
+pub(crate) async fn reap_tombstones(cluster: Arc<dyn Cluster>, stop: CancellationToken) {
+    let mut reached: VecDeque<(Instant, u64)> = VecDeque::new();
+    let mut ticks = tokio::time::interval(GRANULARITY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let now = Instant::now();
+        let view = cluster.registry().view();
+        reached.push_back((now, view.indexes().kv));
+        let mut old = None;
+        while let Some((_, index)) = reached.pop_front_if(|(at, _)| now - *at >= TOMBSTONE_TTL) {
+            old = Some(index);
+        }
+        let Some(up_to) = old.filter(|up_to| view.has_tombstones(*up_to)) else {
+            continue;
+        };
+        if !cluster.leader().is_some_and(|leader| leader.is_self) {
+            continue;
+        }
+        let reap = Command::Kv(KvCommand::ReapTombstones { up_to });
+        if let Err(error) = cluster.write(reap).await {
+            tracing::debug!(%error, "old deletions stay for now");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::Solo;
+
+    #[tokio::test(start_paused = true)]
+    async fn deletions_are_forgotten_when_they_are_old() {
+        let cluster = Arc::new(Solo::new());
+        let object: Arc<dyn Cluster> = cluster.clone();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(reap_tombstones(object.clone(), stop.clone()));
+        let entry = wharf_registry::model::KvEntry {
+            key: "k".into(),
+            ..Default::default()
+        };
+        object
+            .write(Command::Kv(KvCommand::Set { entry }))
+            .await
+            .unwrap();
+        object
+            .write(Command::Kv(KvCommand::Delete { key: "k".into() }))
+            .await
+            .unwrap();
+        let has = || cluster.registry().view().has_tombstones(u64::MAX);
+        tokio::time::sleep(TOMBSTONE_TTL - GRANULARITY).await;
+        assert!(has(), "still remembered");
+        tokio::time::sleep(3 * GRANULARITY).await;
+        assert!(!has(), "forgotten");
+        stop.cancel();
+        task.await.unwrap();
+    }
+}

@@ -1,0 +1,409 @@
+//! `/v1/agent`: the agent itself: who it is, its figures and its log, reload and leave.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::{
+    HttpContext,
+    error::HttpError,
+    filter::RowFilter,
+    request::{Request, go_bool},
+    response::{self, Response},
+};
+use crate::{
+    authz::{Access, Resource},
+    context::{CONSUL_VERSION, Control, VERSION},
+    telemetry::logs::{LogFormat, parse_level},
+};
+
+/// The port that Consul gossips on. Nothing listens there; clients show it.
+const SERF_PORT: u16 = 8301;
+
+/// How long a reload may take before its requester is told that it goes on without it.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn pretty(context: &HttpContext, request: &Request) -> bool {
+    context.settings.load().pretty || request.query.has("pretty")
+}
+
+pub(crate) async fn own(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
+    let node = &context.node;
+    request
+        .caller
+        .check(Resource::Agent(&node.name), Access::Read)?;
+    let body = json!({
+        "Config": {
+            "Datacenter": &*node.datacenter,
+            "PrimaryDatacenter": &*node.datacenter,
+            "NodeName": &*node.name,
+            "NodeID": &*node.id,
+            "Revision": "",
+            "Server": node.server,
+            "Version": CONSUL_VERSION,
+            "BuildDate": "",
+        },
+        "DebugConfig": context.agent.config.load().debug_config(),
+        "Coord": null,
+        "Member": member(context),
+        "Stats": stats(context),
+        "Meta": node.meta,
+        "xDS": null,
+    });
+    response::json(&body, pretty(context, &request))
+}
+
+/// This node in the form that Consul shows the members of its gossip pool.
+fn member(context: &HttpContext) -> Value {
+    let node = &context.node;
+    let config = context.agent.config.load();
+    let mut tags: BTreeMap<&str, String> = BTreeMap::new();
+    tags.insert("acls", "0".into());
+    tags.insert("build", format!("{CONSUL_VERSION}:"));
+    tags.insert("dc", node.datacenter.to_string());
+    tags.insert("id", node.id.to_string());
+    tags.insert("segment", String::new());
+    tags.insert("vsn", "2".into());
+    tags.insert("vsn_max", "3".into());
+    tags.insert("vsn_min", "2".into());
+    tags.insert("wharf", VERSION.into());
+    if node.server {
+        tags.insert("role", "consul".into());
+        tags.insert("raft_vsn", "3".into());
+        if let Some(server) = config.listen.server {
+            tags.insert("port", server.port().to_string());
+        }
+        if let Some(port) = config.listen.grpc.iter().find_map(|listen| listen.port()) {
+            tags.insert("grpc_port", port.to_string());
+        }
+        if config.bootstrap || config.dev_mode {
+            tags.insert("bootstrap", "1".into());
+        }
+    } else {
+        tags.insert("role", "node".into());
+    }
+    json!({
+        "Name": &*node.name,
+        "Addr": &*node.address,
+        "Port": SERF_PORT,
+        "Tags": tags,
+        "Status": 1,
+        "ProtocolMin": 1,
+        "ProtocolMax": 5,
+        "ProtocolCur": 2,
+        "DelegateMin": 2,
+        "DelegateMax": 5,
+        "DelegateCur": 4,
+    })
+}
+
+/// What `consul info` prints: sections of figures, all of them texts.
+fn stats(context: &HttpContext) -> BTreeMap<&'static str, BTreeMap<String, String>> {
+    let section = |pairs: &[(&str, String)]| -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect()
+    };
+    let leader = context.cluster.leader();
+    let checks = context.local.checks();
+    let of_kind = |kind: &str| checks.values().filter(|check| &*check.kind == kind).count();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut stats = BTreeMap::from([
+        (
+            "agent",
+            section(&[
+                (
+                    "check_monitors",
+                    (checks.len() - of_kind("ttl")).to_string(),
+                ),
+                ("check_ttls", of_kind("ttl").to_string()),
+                ("checks", checks.len().to_string()),
+                ("services", context.local.services().len().to_string()),
+            ]),
+        ),
+        (
+            "build",
+            section(&[
+                ("prerelease", String::new()),
+                ("revision", String::new()),
+                ("version", CONSUL_VERSION.into()),
+                ("wharf", VERSION.into()),
+            ]),
+        ),
+        (
+            "consul",
+            section(&[
+                ("acl", "disabled".into()),
+                (
+                    "bootstrap",
+                    context.agent.config.load().bootstrap.to_string(),
+                ),
+                ("known_datacenters", "1".into()),
+                (
+                    "leader",
+                    leader
+                        .as_ref()
+                        .is_some_and(|leader| leader.is_self)
+                        .to_string(),
+                ),
+                (
+                    "leader_addr",
+                    leader.map(|leader| leader.address).unwrap_or_default(),
+                ),
+                ("server", context.node.server.to_string()),
+            ]),
+        ),
+        (
+            "runtime",
+            section(&[
+                ("arch", std::env::consts::ARCH.into()),
+                ("cpu_count", cores.to_string()),
+                ("os", std::env::consts::OS.into()),
+                (
+                    "uptime",
+                    format!("{}s", context.agent.started.elapsed().as_secs()),
+                ),
+            ]),
+        ),
+        (
+            "serf_lan",
+            section(&[("members", "1".into()), ("failed", "0".into())]),
+        ),
+    ]);
+    if context.node.server {
+        stats.insert("raft", context.cluster.stats().into_iter().collect());
+    }
+    stats
+}
+
+pub(crate) async fn version(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    let body = json!({
+        "SHA": "", "BuildDate": "", "HumanVersion": CONSUL_VERSION, "FIPS": "", "Wharf": VERSION,
+    });
+    response::json(&body, pretty(context, &request))
+}
+
+pub(crate) async fn members(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    let filter = RowFilter::parse(&request)?;
+    let visible = request
+        .caller
+        .may(Resource::Node(&context.node.name), Access::Read);
+    // A client agent is in no wide-area pool.
+    let listed = visible && (context.node.server || !request.query.has("wan"));
+    let rows: Vec<Value> = listed.then(|| member(context)).into_iter().collect();
+    let bytes = filter.encode(&rows, pretty(context, &request))?;
+    Ok(response::json_bytes(StatusCode::OK, bytes))
+}
+
+pub(crate) async fn metrics(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    request
+        .caller
+        .check(Resource::Agent(&context.node.name), Access::Read)?;
+    sample(context);
+    if request.query.get("format") == Some("prometheus") {
+        let text = context.agent.recorder.prometheus();
+        let kind = "text/plain; version=0.0.4; charset=utf-8";
+        return Ok(response::with_type(StatusCode::OK, kind, text.into()));
+    }
+    let now = GoTime(SystemTime::now()).to_string();
+    response::json(
+        &context.agent.recorder.json(&now),
+        pretty(context, &request),
+    )
+}
+
+/// Figures that are looked at rather than counted.
+fn sample(context: &HttpContext) {
+    let registry = context.cluster.registry();
+    let view = registry.view();
+    let gauge = |name: &'static str, value: usize| metrics::gauge!(name).set(value as f64);
+    gauge("wharf_watchers", registry.watches().watchers());
+    gauge("wharf_catalog_nodes", view.nodes().len());
+    gauge("wharf_catalog_services", view.services().len());
+    gauge("wharf_kv_entries", view.kv_len());
+    metrics::gauge!("wharf_applied_index").set(view.applied() as f64);
+    metrics::gauge!("wharf_leader").set(f64::from(u8::from(
+        context
+            .cluster
+            .leader()
+            .is_some_and(|leader| leader.is_self),
+    )));
+    metrics::gauge!("wharf_uptime_seconds").set(context.agent.started.elapsed().as_secs_f64());
+    metrics::counter!("wharf_watch_wakes_total").absolute(registry.watches().wakes());
+    if let Some(bytes) = resident_bytes() {
+        metrics::gauge!("process_resident_memory_bytes").set(bytes as f64);
+    }
+}
+
+/// The resident memory of this process (`/proc/self/statm`, in pages of 4 KiB).
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * 4096)
+}
+
+/// A point in time as Go prints it in UTC, to the second: `2026-11-26 10:00:00 +0000 UTC`.
+struct GoTime(SystemTime);
+
+impl std::fmt::Display for GoTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let since = self
+            .0
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let (days, seconds) = (since / 86_400, since % 86_400);
+        let (year, month, day) = civil(days);
+        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 UTC"
+        )
+    }
+}
+
+/// Days since 1970 as year, month and day of the Gregorian calendar, counted in eras of 400 years
+/// that begin in March.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let march_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
+    (era * 400 + year + u64::from(month <= 2), month, day)
+}
+
+pub(crate) async fn monitor(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    request
+        .caller
+        .check(Resource::Agent(&context.node.name), Access::Read)?;
+    let level = parse_level(request.query.get("loglevel").unwrap_or("info"))
+        .map_err(|error| HttpError::bad_request(error.to_string()))?;
+    let json = match request.query.get("logjson") {
+        None => request.query.has("logjson"),
+        Some(text) => {
+            go_bool(text).ok_or_else(|| HttpError::bad_request("Invalid value for ?logjson"))?
+        }
+    };
+    let format = if json {
+        LogFormat::Json
+    } else {
+        LogFormat::Text
+    };
+    let lines = context.agent.logs.listen(level, format);
+    Ok(response::stream(
+        "text/plain; charset=utf-8",
+        lines,
+        context.shutdown.clone(),
+    ))
+}
+
+pub(crate) async fn reload(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
+    request
+        .caller
+        .check(Resource::Agent(&context.node.name), Access::Write)?;
+    ask(context, Control::Reload)
+        .await?
+        .map_err(HttpError::internal)?;
+    Ok(response::empty(StatusCode::OK))
+}
+
+pub(crate) async fn leave(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
+    request
+        .caller
+        .check(Resource::Agent(&context.node.name), Access::Write)?;
+    ask(context, Control::Leave).await?;
+    Ok(response::empty(StatusCode::OK))
+}
+
+/// Asks something of the agent's main loop.
+async fn ask<T>(
+    context: &HttpContext,
+    control: impl FnOnce(oneshot::Sender<T>) -> Control,
+) -> Result<T, HttpError> {
+    let stopping = || {
+        HttpError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent is shutting down",
+        )
+    };
+    let (sender, receiver) = oneshot::channel();
+    context
+        .agent
+        .control
+        .send(control(sender))
+        .await
+        .map_err(|_| stopping())?;
+    match tokio::time::timeout(CONTROL_TIMEOUT, receiver).await {
+        Ok(answer) => answer.map_err(|_| stopping()),
+        Err(_) => Err(HttpError::internal(
+            "the agent did not answer in time; it may still act",
+        )),
+    }
+}
+
+pub(crate) async fn maintenance(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    request
+        .caller
+        .check(Resource::Node(&context.node.name), Access::Write)?;
+    let token = request.caller.token().cloned();
+    if maintenance_enabled(&request)? {
+        let reason = request.query.get("reason").unwrap_or("");
+        context.local.start_node_maintenance(reason, token).await?;
+    } else {
+        context.local.end_node_maintenance().await?;
+    }
+    super::agent_services::settle(context).await;
+    Ok(response::empty(StatusCode::OK))
+}
+
+/// `?enable=`: required, a boolean.
+pub(super) fn maintenance_enabled(request: &Request) -> Result<bool, HttpError> {
+    let Some(text) = request.query.get("enable") else {
+        return Err(HttpError::bad_request("Missing value for enable"));
+    };
+    go_bool(text)
+        .ok_or_else(|| HttpError::bad_request(format!("Invalid value for enable: {text:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_printed_as_go_prints_them() {
+        let at =
+            |seconds| GoTime(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).to_string();
+        assert_eq!(at(0), "1970-01-01 00:00:00 +0000 UTC");
+        assert_eq!(at(951_782_400), "2000-02-29 00:00:00 +0000 UTC");
+        assert_eq!(at(1_795_694_400), "2026-11-26 12:00:00 +0000 UTC");
+        assert_eq!(at(4_107_542_399), "2100-02-28 23:59:59 +0000 UTC");
+    }
+}

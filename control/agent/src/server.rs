@@ -1,0 +1,145 @@
+//! The cluster as a server sees it: its own consensus.
+
+use std::{fmt, time::Duration};
+
+use wharf_registry::{
+    Command, Outcome, Registry,
+    consensus::{self, Consensus, ProposeError, ReadError},
+};
+
+use crate::cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader};
+
+/// Reads and writes through the consensus that this process takes part in.
+#[derive(Clone)]
+pub struct Server {
+    consensus: Consensus,
+    registry: Registry,
+    /// How long a request is held while there is no leader, before it fails (Consul's
+    /// `rpc_hold_timeout`).
+    hold: Duration,
+    address: String,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// `address`: `host:port` of this server's own server port.
+    pub fn new(consensus: Consensus, address: String, hold: Duration) -> Server {
+        let registry = consensus.registry();
+        Server {
+            consensus,
+            registry,
+            hold,
+            address,
+        }
+    }
+
+    /// Does `attempt` again and again while there is no leader, until the hold time is over.
+    async fn held<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, ClusterError>
+    where
+        F: Future<Output = Result<T, ClusterError>>,
+    {
+        let deadline = tokio::time::Instant::now() + self.hold;
+        let mut changes = self.consensus.leader_changes();
+        loop {
+            match attempt().await {
+                Err(ClusterError::NoLeader) => {}
+                result => return result,
+            }
+            match tokio::time::timeout_at(deadline, changes.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(ClusterError::ShuttingDown),
+                Err(_) => return Err(ClusterError::NoLeader),
+            }
+        }
+    }
+}
+
+impl From<ProposeError> for ClusterError {
+    fn from(error: ProposeError) -> ClusterError {
+        match error {
+            // Without forwarding, another server's leadership is none that helps.
+            ProposeError::NoLeader | ProposeError::NotLeader { .. } => ClusterError::NoLeader,
+            ProposeError::Overloaded => ClusterError::Overloaded,
+            ProposeError::ShuttingDown => ClusterError::ShuttingDown,
+            ProposeError::OutcomeUnknown => ClusterError::OutcomeUnknown(error.to_string()),
+            ProposeError::TooLarge { .. } => ClusterError::TooLarge(error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for ClusterError {
+    fn from(error: ReadError) -> ClusterError {
+        match error {
+            ReadError::NoLeader | ReadError::NotLeader { .. } | ReadError::NoQuorum => {
+                ClusterError::NoLeader
+            }
+            ReadError::ShuttingDown => ClusterError::ShuttingDown,
+        }
+    }
+}
+
+impl From<Consistency> for consensus::Consistency {
+    fn from(consistency: Consistency) -> consensus::Consistency {
+        match consistency {
+            Consistency::Stale => consensus::Consistency::Stale,
+            Consistency::Default => consensus::Consistency::Default,
+            Consistency::Consistent => consensus::Consistency::Consistent,
+        }
+    }
+}
+
+impl Cluster for Server {
+    fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ClusterError>> {
+        Box::pin(async move {
+            let command = &command;
+            self.held(|| async move { Ok(self.consensus.propose(command.clone()).await?) })
+                .await
+        })
+    }
+
+    fn barrier(&self, consistency: Consistency) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(self.held(move || async move {
+            Ok(self.consensus.read_barrier(consistency.into()).await?)
+        }))
+    }
+
+    fn leader(&self) -> Option<Leader> {
+        let leader = self.consensus.leader()?;
+        Some(Leader {
+            is_self: self.consensus.is_leader(),
+            address: leader.address,
+        })
+    }
+
+    fn peers(&self) -> Vec<String> {
+        self.consensus.peers()
+    }
+
+    fn leader_changed(&self) -> BoxFuture<'_, ()> {
+        let mut changes = self.consensus.leader_changes();
+        Box::pin(async move {
+            if changes.changed().await.is_err() {
+                std::future::pending().await
+            }
+        })
+    }
+
+    fn last_contact(&self) -> Duration {
+        self.consensus.last_contact().unwrap_or_default()
+    }
+
+    fn stats(&self) -> Vec<(String, String)> {
+        self.consensus.stats()
+    }
+}
