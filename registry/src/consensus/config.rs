@@ -113,13 +113,22 @@ const EXIT_IO_ERROR: i32 = 74;
 impl Default for FatalHandler {
     fn default() -> FatalHandler {
         FatalHandler::new(|reason| {
-            tracing::error!(
-                reason,
-                "the server cannot go on safely and stops; acknowledged writes are on disk"
+            let message = format!(
+                "the server cannot go on safely and stops; acknowledged writes are on disk: {reason}"
             );
+            tracing::error!("{message}");
+            if !tracing::dispatcher::has_been_set() {
+                print_last_words(&message);
+            }
             std::process::exit(EXIT_IO_ERROR);
         })
     }
+}
+
+/// Without a log to write to, the process would vanish silently.
+#[expect(clippy::print_stderr, reason = "nobody listens to the log")]
+fn print_last_words(message: &str) {
+    eprintln!("{message}");
 }
 
 impl fmt::Debug for FatalHandler {

@@ -260,7 +260,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         raft_snapshot(written.unwrap_or_else(|error| {
             // The log still has everything: a full disk is a reason to try again later, and none to
             // stop. The answer is that nothing has changed.
-            tracing::error!(%error, "no snapshot was taken");
+            match error {
+                SnapshotError::Interrupted => tracing::debug!("no snapshot at the shutdown"),
+                error => tracing::error!(%error, "no snapshot was taken"),
+            }
             let current = self.snapshots.store.current();
             current.unwrap_or_else(Snapshot::none)
         }))
