@@ -85,7 +85,12 @@ fn commands(text: &mut String, parent: &Command, names: &[&str]) {
             .get_about()
             .map(ToString::to_string)
             .unwrap_or_default();
-        let _ = writeln!(text, "  {:<12} {about}", command.get_name());
+        let _ = write!(text, "  {:<12} {about}", command.get_name());
+        let below: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+        if !below.is_empty() {
+            let _ = write!(text, ": {}", below.join(", "));
+        }
+        text.push('\n');
     }
 }
 
@@ -93,7 +98,9 @@ fn flags(text: &mut String, command: &Command, persona: Persona) {
     for (title, connection) in [("Flags", false), (HEADING, true)] {
         let mut flags: Vec<&Arg> = command
             .get_opts()
-            .filter(|flag| (flag.get_help_heading() == Some(HEADING)) == connection)
+            .filter(|flag| {
+                (flag.get_help_heading() == Some(HEADING)) == connection && !flag.is_hide_set()
+            })
             .collect();
         if flags.is_empty() {
             continue;
@@ -114,6 +121,18 @@ fn flags(text: &mut String, command: &Command, persona: Persona) {
             for line in lines {
                 let _ = writeln!(text, "{:INDENT$}{line}", "");
             }
+        }
+    }
+    let mut without_effect: Vec<String> = command
+        .get_opts()
+        .filter(|flag| flag.is_hide_set())
+        .map(spelled)
+        .collect();
+    if !without_effect.is_empty() {
+        without_effect.sort();
+        text.push_str("\nAccepted because Consul has them, without effect here:\n");
+        for line in wrapped(&without_effect.join(" "), SCREEN - 2) {
+            let _ = writeln!(text, "  {line}");
         }
     }
 }

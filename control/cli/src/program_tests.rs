@@ -282,6 +282,13 @@ fn services_come_from_files_and_flags() {
     let expected = r#"{"Name":"x","Tags":["a","b"],"Port":1,"TaggedAddresses":{"lan":{"Address":"::1","Port":2}},"Meta":{"k":"v=w"}}"#;
     assert_eq!(String::from_utf8(body).expect("text"), expected);
 
+    let typo = file("typo.hcl", "service {\n name = \"web\"\n prot = 80\n}");
+    let said = stub.wharf(&["services", "register", &typo]).err;
+    assert!(
+        said.contains("typo.hcl:3:2") && said.contains("\"port\""),
+        "{said}"
+    );
+
     let broken = file("broken.hcl", "service {\n name = \n}");
     let empty = file("empty.json", "{}");
     for words in [

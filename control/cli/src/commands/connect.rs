@@ -27,7 +27,7 @@ pub(super) fn command() -> Command {
 }
 
 fn proxy_command() -> Command {
-    client_command("proxy", "Run a proxy: what a service calls, and what calls it, goes through it")
+    client_command("proxy", "Run the proxy of a service: its traffic, in and out, goes through it")
         .args([
             value("sidecar-for", "id", "Be the registered sidecar of this service instance"),
             value("proxy-id", "id", "Be this registered proxy instance"),
@@ -36,7 +36,7 @@ fn proxy_command() -> Command {
             value("grpc-addr", "address", "The agent's gRPC address (default: as the agent at -http-addr says) [WHARF_GRPC_ADDR]"),
             value("admin-port", "port", "Serve /ready, /metrics and /config_dump on this port of 127.0.0.1")
                 .value_parser(clap::value_parser!(u16)),
-            value("admin-bind", "ip:port", "The same on any address").value_parser(clap::value_parser!(SocketAddr)),
+            value("admin-bind", "ip:port", "As -admin-port, on any address").value_parser(clap::value_parser!(SocketAddr)),
             value("workers", "count", "Data threads (default: one per core)")
                 .value_parser(clap::value_parser!(u16).range(1..)),
             value("drain-timeout", "duration", "How long running requests may take to end after SIGTERM (default 30s)"),
@@ -46,7 +46,7 @@ fn proxy_command() -> Command {
             value("service-addr", "address", "Not built yet: register the proxy with the service instead"),
             switch("register", "Not built yet: register the proxy with the service instead"),
             value("register-id", "suffix", "Not built yet: register the proxy with the service instead"),
-            value("pprof-addr", "address", "Accepted for Consul's sake; see -admin-port"),
+            value("pprof-addr", "address", "See -admin-port").hide(true),
         ])
         .long_about(
             "The proxy takes its configuration from the agent, follows every change, and goes on serving while\n\

@@ -33,11 +33,7 @@ pub(super) fn command() -> Command {
                 "expression",
                 "Only members for which the expression holds",
             ),
-            value(
-                "segment",
-                "name",
-                "Accepted for Consul's sake: there is one segment",
-            ),
+            value("segment", "name", "There is one segment").hide(true),
             Format::flag(),
         ])
         .after_help(

@@ -1,5 +1,6 @@
 //! The commands: one file per family, each with the definition of its commands and what they do.
 
+mod agent;
 mod catalog;
 mod config;
 mod connect;
@@ -9,6 +10,7 @@ mod maint;
 mod members;
 mod services;
 pub(crate) mod unbuilt;
+mod validate;
 pub(crate) mod version;
 mod watch;
 
@@ -38,6 +40,7 @@ pub(crate) fn tree() -> Command {
         )
         .args(connection_flags())
         .subcommands([
+            agent::command(),
             connect::command(),
             services::command(),
             config::command(),
@@ -50,6 +53,7 @@ pub(crate) fn tree() -> Command {
             maint::command(),
             lifecycle::reload_command(),
             lifecycle::leave_command(),
+            validate::command(),
             version::keygen_command(),
             version::command(),
         ])
@@ -62,6 +66,8 @@ pub(crate) fn run(
     shell: &mut Shell<'_>,
 ) -> Result<(), Failure> {
     match path {
+        ["agent"] => agent::run(matches),
+        ["validate"] => validate::run(matches, shell),
         ["connect", "proxy"] => connect::proxy(matches, shell),
         ["version"] => version::run(matches, shell),
         ["keygen"] => version::keygen(shell),

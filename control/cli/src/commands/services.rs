@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use clap::{ArgMatches, Command};
 use serde::Serialize;
-use wharf_config::{Node, Value};
+use wharf_agent::definition::ServiceDefinition;
+use wharf_config::{Mode, Node, Value, decode};
 
 use super::{GroupHelp, catalog::key_values, client_command};
 use crate::{
@@ -195,6 +196,8 @@ impl Definition {
     }
 
     fn of(service: &Node) -> Result<Self, Failure> {
+        decode::<ServiceDefinition>(service, Mode::Strict)
+            .map_err(|error| Failure::new(error.to_string()))?;
         let text = |key| {
             service
                 .get(key)

@@ -3,12 +3,9 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{ArgMatches, Command};
 use serde::Serialize;
+use wharf_agent::context::{CONSUL_VERSION, VERSION};
 
 use crate::{failure::Failure, output::Format, persona::Persona, shell::Shell};
-
-/// The version of Consul whose HTTP API is answered. Clients switch features on it.
-pub(crate) const CONSUL_VERSION: &str = "1.21.5";
-const WHARF_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The version of the protocol between Consul's agents that such an agent would speak.
 #[derive(Debug, Serialize)]
@@ -50,7 +47,7 @@ pub(super) fn run(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Fai
     }
     let (version, consul_version) = match shell.persona {
         Persona::Consul => (CONSUL_VERSION, None),
-        Persona::Wharf => (WHARF_VERSION, Some(CONSUL_VERSION)),
+        Persona::Wharf => (VERSION, Some(CONSUL_VERSION)),
     };
     shell.object(&Version {
         version,
@@ -70,7 +67,7 @@ pub(crate) fn print(shell: &mut Shell<'_>) -> Result<(), Failure> {
              (agent will automatically use protocol >{default} when speaking to compatible agents)\n"
         )),
         Persona::Wharf => shell.line(format_args!(
-            "wharf v{WHARF_VERSION}\nAnswers the API of Consul v{CONSUL_VERSION}"
+            "wharf v{VERSION}\nAnswers the API of Consul v{CONSUL_VERSION}"
         )),
     }
 }
