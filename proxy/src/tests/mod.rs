@@ -5,6 +5,7 @@ mod follow;
 mod http1;
 mod http2;
 mod limits;
+mod size;
 mod smuggling;
 mod tcp;
 
