@@ -10,7 +10,6 @@ mod debug;
 mod file;
 mod flags;
 mod known;
-mod listen;
 mod normalise;
 mod reload;
 mod resolve;

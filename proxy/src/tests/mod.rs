@@ -5,7 +5,6 @@ mod follow;
 mod http1;
 mod http2;
 mod limits;
-mod size;
 mod smuggling;
 mod tcp;
 

@@ -1,6 +1,11 @@
 //! Connections to what is checked.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls::{
@@ -12,7 +17,6 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UdpSocket, lookup_host},
-    sync::OnceCell,
 };
 use tokio_rustls::TlsConnector;
 
@@ -153,7 +157,7 @@ pub(super) async fn stream(
     };
     let server = ServerName::try_from(name.to_owned())
         .map_err(|_| ConnectError::ServerName(name.to_owned()))?;
-    let mut config = client_config(tls.skip_verify).await;
+    let mut config = client_config(tls.skip_verify);
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let connector = TlsConnector::from(Arc::new(config));
     let stream = connector
@@ -166,11 +170,15 @@ pub(super) async fn stream(
     Ok(Box::new(stream))
 }
 
-async fn client_config(skip_verify: bool) -> ClientConfig {
+fn client_config(skip_verify: bool) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks TLS 1.2 and 1.3");
+        .with_protocol_versions(rustls::DEFAULT_VERSIONS);
+    // The provider speaks both versions: there is no combination that could be refused.
+    let builder = match builder {
+        Ok(builder) => builder,
+        Err(_) => unreachable!("ring speaks TLS 1.2 and 1.3"),
+    };
     if skip_verify {
         builder
             .dangerous()
@@ -178,25 +186,21 @@ async fn client_config(skip_verify: bool) -> ClientConfig {
             .with_no_client_auth()
     } else {
         builder
-            .with_root_certificates(system_roots().await)
+            .with_root_certificates(system_roots())
             .with_no_client_auth()
     }
 }
 
-/// The certificates that this machine trusts, read once, as it takes many files.
-async fn system_roots() -> Arc<RootCertStore> {
-    static ROOTS: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
-    let read = || {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(roots)
-    };
-    let roots = ROOTS.get_or_try_init(async || tokio::task::spawn_blocking(read).await);
-    // Only fails when the runtime is going down: then nobody is trusted.
-    roots
-        .await
-        .cloned()
-        .unwrap_or_else(|_| Arc::new(RootCertStore::empty()))
+/// The certificates that this machine trusts, read once.
+fn system_roots() -> Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    ROOTS
+        .get_or_init(|| {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            Arc::new(roots)
+        })
+        .clone()
 }
 
 /// Takes any certificate, for checks that ask for that (`tls_skip_verify`).
