@@ -126,7 +126,10 @@ impl View {
 
     /// Whether a deletion up to this index is still remembered. Looks at all of them.
     pub fn has_tombstones(&self, up_to: u64) -> bool {
-        self.state.tombstones.values().any(|stone| stone.index <= up_to)
+        self.state
+            .tombstones
+            .values()
+            .any(|stone| stone.index <= up_to)
     }
 
     /// How many keys there are.

@@ -342,6 +342,10 @@ proptest! {
                     check.service_id.is_empty() || check.service_id == *id
                 });
                 prop_assert_eq!(instance.checks.len(), checks.count());
+                prop_assert_eq!(
+                    node.checks_of(id).count() + node.checks_of("").count(),
+                    instance.checks.len()
+                );
                 let worst = instance.checks.iter().map(|check| check.status).max();
                 prop_assert_eq!(instance.status, worst.unwrap_or(CheckStatus::Passing));
                 instances += 1;

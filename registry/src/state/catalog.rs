@@ -8,7 +8,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 
 use super::{State, Touched};
 use crate::{
@@ -25,6 +25,9 @@ pub struct NodeEntry {
     pub services: OrdMap<Str, Arc<NodeService>>,
     /// By check id.
     pub checks: OrdMap<Str, Arc<HealthCheck>>,
+    /// Service id, empty for the node's own checks, and check id: an instance among thousands finds
+    /// its checks without looking at all of them.
+    checks_by_service: OrdSet<(Str, Str)>,
     /// When the node or anything on it last changed.
     pub index: u64,
 }
@@ -65,14 +68,8 @@ pub struct Instance {
 
 impl Instance {
     pub(super) fn new(node: &NodeEntry, service: &Arc<NodeService>) -> Instance {
-        let of_node = node
-            .checks
-            .values()
-            .filter(|check| check.service_id.is_empty());
-        let own = node
-            .checks
-            .values()
-            .filter(|check| check.service_id == service.id);
+        let of_node = node.checks_of("");
+        let own = node.checks_of(&service.id);
         let checks: Arc<[_]> = of_node.chain(own).cloned().collect();
         let status = checks
             .iter()
@@ -242,6 +239,9 @@ impl State {
             checks: existing
                 .map(|entry| entry.checks.clone())
                 .unwrap_or_default(),
+            checks_by_service: existing
+                .map(|entry| entry.checks_by_service.clone())
+                .unwrap_or_default(),
             index,
         };
         self.nodes.insert(key.clone(), Arc::new(entry));
@@ -316,9 +316,9 @@ impl State {
         if previous.as_ref().is_some_and(|old| old.is_same(&check)) {
             return;
         }
-        let (id, service) = (check.id.clone(), check.service_id.clone());
+        let service = check.service_id.clone();
         self.change_node(index, key, touched, |entry| {
-            entry.checks.insert(id, Arc::new(check));
+            entry.insert_check(Arc::new(check));
         });
         self.indexes.checks = index;
         touched.add(WatchKey::Checks);
@@ -374,12 +374,7 @@ impl State {
         let Some(service) = entry.services.get(id).cloned() else {
             return;
         };
-        let checks: Vec<Str> = entry
-            .checks
-            .values()
-            .filter(|check| check.service_id == *id)
-            .map(|check| check.id.clone())
-            .collect();
+        let checks: Vec<Str> = entry.checks_of(id).map(|check| check.id.clone()).collect();
         if !checks.is_empty() {
             self.indexes.checks = index;
             touched.add(WatchKey::Checks);
@@ -387,7 +382,7 @@ impl State {
         self.change_node(index, key, touched, |entry| {
             entry.services.remove(id);
             for check in &checks {
-                entry.checks.remove(check);
+                entry.remove_check(check);
             }
         });
         self.indexes.services = index;
@@ -403,7 +398,7 @@ impl State {
             return;
         };
         self.change_node(index, key, touched, |entry| {
-            entry.checks.remove(id);
+            entry.remove_check(id);
         });
         self.indexes.checks = index;
         touched.add(WatchKey::Checks);
@@ -507,6 +502,43 @@ impl State {
 }
 
 impl NodeEntry {
+    pub(super) fn new(node: Arc<Node>, index: u64) -> NodeEntry {
+        NodeEntry {
+            node,
+            services: OrdMap::new(),
+            checks: OrdMap::new(),
+            checks_by_service: OrdSet::new(),
+            index,
+        }
+    }
+
+    /// The checks of one instance, or of the node itself when the id is empty, by check id.
+    pub fn checks_of<'a>(
+        &'a self,
+        service_id: &str,
+    ) -> impl Iterator<Item = &'a Arc<HealthCheck>> + use<'a> {
+        let first: (Str, Str) = (service_id.into(), "".into());
+        let service_id = first.0.clone();
+        self.checks_by_service
+            .range(first..)
+            .take_while(move |(service, _)| *service == service_id)
+            .filter_map(|(_, check)| self.checks.get(check))
+    }
+
+    pub(super) fn insert_check(&mut self, check: Arc<HealthCheck>) {
+        self.remove_check(&check.id.clone());
+        self.checks_by_service
+            .insert((check.service_id.clone(), check.id.clone()));
+        self.checks.insert(check.id.clone(), check);
+    }
+
+    fn remove_check(&mut self, id: &Str) {
+        if let Some(check) = self.checks.remove(id) {
+            self.checks_by_service
+                .remove(&(check.service_id.clone(), check.id.clone()));
+        }
+    }
+
     /// The node's liveness check says it is gone: its name may be taken over.
     fn has_failed(&self) -> bool {
         self.checks

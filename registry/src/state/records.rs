@@ -174,12 +174,7 @@ impl State {
                 if !node.id.is_empty() {
                     self.node_ids.insert(node.id.clone(), key.clone());
                 }
-                let entry = NodeEntry {
-                    node,
-                    services: OrdMap::new(),
-                    checks: OrdMap::new(),
-                    index,
-                };
+                let entry = NodeEntry::new(node, index);
                 self.nodes.insert(key, Arc::new(entry));
             }
             Record::Service { node, service } => {
@@ -189,9 +184,7 @@ impl State {
             }
             Record::Check { check } => {
                 let node = check.node.clone();
-                self.node_entry("check", &node)?
-                    .checks
-                    .insert(check.id.clone(), check);
+                self.node_entry("check", &node)?.insert_check(check);
             }
             Record::ServiceIndex { service, index } => {
                 // Instances and checks are complete when the first of these comes.
