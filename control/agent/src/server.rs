@@ -128,6 +128,8 @@ impl Cluster for Server {
 
     fn leader_changed(&self) -> BoxFuture<'_, ()> {
         let mut changes = self.consensus.leader_changes();
+        // What leads now is no change: without this the wait would end at once, every time.
+        changes.mark_unchanged();
         Box::pin(async move {
             if changes.changed().await.is_err() {
                 std::future::pending().await
@@ -141,5 +143,25 @@ impl Cluster for Server {
 
     fn stats(&self) -> Vec<(String, String)> {
         self.consensus.stats()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use wharf_registry::consensus::ConsensusConfig;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_leader_that_stays_is_no_change() {
+        let address = "127.0.0.1:8300";
+        let config = ConsensusConfig::single("s1", uuid::Uuid::from_u128(1), address);
+        let consensus = Consensus::start(config).await.unwrap();
+        let server = Server::new(consensus, address.to_owned(), Duration::from_secs(10));
+        while server.leader().is_none() {
+            server.leader_changed().await;
+        }
+        assert_eq!(server.leader_changed().now_or_never(), None);
     }
 }
