@@ -137,6 +137,8 @@ impl AntiEntropy {
         let mut retry = Retry::default();
         let mut next_full = Instant::now();
         let mut next_retry = None;
+        // Kept over passes, so as to see a change that falls into one.
+        let mut leader_changed = self.cluster.leader_changed();
         loop {
             let deferred = self.local.next_deferred();
             let everything = tokio::select! {
@@ -144,7 +146,8 @@ impl AntiEntropy {
                 () = at(deferred) => false,
                 () = at(next_retry) => behind.everything,
                 () = sleep_until(next_full) => true,
-                () = self.cluster.leader_changed() => {
+                () = &mut leader_changed => {
+                    leader_changed = self.cluster.leader_changed();
                     next_full = next_full.min(Instant::now() + self.leader_spread());
                     retry.reset();
                     continue;

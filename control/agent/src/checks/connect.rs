@@ -34,7 +34,7 @@ pub(super) enum ConnectError {
     Lookup { host: String, source: io::Error },
     #[error("lookup {0}: no such host")]
     NoSuchHost(String),
-    #[error("dial {protocol} {address}: {source}")]
+    #[error("dial {protocol} {address}: connect: {}", reason(source))]
     Dial {
         protocol: &'static str,
         address: SocketAddr,
@@ -44,6 +44,15 @@ pub(super) enum ConnectError {
     ServerName(String),
     #[error("TLS with {address}: {source}")]
     Tls { address: String, source: io::Error },
+}
+
+/// The words of the system without its number, as in Go: `connection refused`.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_lowercase(),
+        None => text,
+    }
 }
 
 /// A plain or encrypted connection.

@@ -47,7 +47,12 @@ pub(super) async fn probe(check: &HttpCheck, limit: usize) -> Finding {
         "" => "GET",
         given => given,
     };
-    let failed = |error: HttpError| Finding::critical(format!("{method} {}: {error}", check.url));
+    // As Go tells it: `Get "http://…": dial tcp …`.
+    let failed = |error: HttpError| {
+        let verb = method.get(..1).unwrap_or_default().to_ascii_uppercase();
+        let rest = method.get(1..).unwrap_or_default().to_ascii_lowercase();
+        Finding::critical(format!("{verb}{rest} {:?}: {error}", &*check.url))
+    };
     let fetched = match fetch(check, method, limit).await {
         Ok(fetched) => fetched,
         Err(error) => return failed(error),
