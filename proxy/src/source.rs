@@ -52,7 +52,7 @@ pub(crate) struct Source {
 /// Why the stream ended.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
-    #[error("{0}")]
+    #[error("cannot reach the agent")]
     Connect(#[from] tonic::transport::Error),
     #[error("{}: {}", .0.code(), .0.message())]
     Status(#[from] Status),
@@ -104,12 +104,14 @@ impl Source {
     }
 
     /// Sends what the agent wants into `updates` until their receiver is dropped, or the agent says that this proxy can
-    /// never be served.
+    /// never be served before it ever was.
     pub(crate) async fn follow(self, updates: watch::Sender<Desired>) -> Result<(), ProxyError> {
         let rng = Rng::from_entropy();
         let mut backoff = BACKOFF_FIRST;
         // One line when something changes, not one per attempt.
         let mut told = String::new();
+        // Once it has something to serve, no answer ends the proxy: an agent that refuses it may be wrong for a while.
+        let mut served = false;
         loop {
             let mut received = false;
             let broken = match self.stream(&updates, &mut received).await {
@@ -119,7 +121,9 @@ impl Source {
             self.connected.store(false, Relaxed);
             match &broken {
                 Broken::Stopped => return Ok(()),
-                Broken::Status(status) if status.code() == Code::InvalidArgument => {
+                Broken::Status(status)
+                    if status.code() == Code::InvalidArgument && !served && !received =>
+                {
                     return Err(ProxyError::Refused {
                         agent: self.agent,
                         message: status.message().to_owned(),
@@ -128,10 +132,11 @@ impl Source {
                 _ => {}
             }
             if received {
+                served = true;
                 backoff = BACKOFF_FIRST;
                 told.clear();
             }
-            let text = broken.to_string();
+            let text = chain(&broken);
             if text != told {
                 tracing::warn!(agent = %self.agent, reason = %text, "no configuration stream; serving what is known and trying again");
                 told = text;
@@ -170,6 +175,20 @@ impl Source {
         }
         Err(Broken::Ended)
     }
+}
+
+/// An error with its causes: the last of them is usually the one to read.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 fn request(target: &Target) -> ProxyConfigurationRequest {

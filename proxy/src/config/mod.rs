@@ -302,10 +302,10 @@ impl EndpointState {
         self.failures.load(Relaxed)
     }
 
-    fn avoided(&self, now: Instant) -> bool {
+    fn avoided(&self, now: impl Fn() -> Instant) -> bool {
         let until = self.avoid_until.load(Relaxed);
         // The clock is asked for only when there was a failure.
-        until != 0 && since_epoch(now) < until
+        until != 0 && since_epoch(now()) < until
     }
 }
 
@@ -318,7 +318,12 @@ fn since_epoch(now: Instant) -> u64 {
 
 impl Cluster {
     /// An instance for one attempt that is not in `tried`, with those that just failed only when there are no others.
-    pub(crate) fn pick(&self, rng: &Rng, now: Instant, tried: &[u64]) -> Option<&Endpoint> {
+    pub(crate) fn pick(
+        &self,
+        rng: &Rng,
+        now: impl Fn() -> Instant,
+        tried: &[u64],
+    ) -> Option<&Endpoint> {
         let turn = match self.policy {
             Policy::RoundRobin => self.state.turn.fetch_add(1, Relaxed),
             Policy::LeastRequest | Policy::Random => 0,
@@ -327,7 +332,7 @@ impl Cluster {
         let load = |i: usize| self.endpoints[i].state.in_flight.load(Relaxed);
         self.balancer
             .pick(rng, turn, load, |i| {
-                untried(i) && !self.endpoints[i].state.avoided(now)
+                untried(i) && !self.endpoints[i].state.avoided(&now)
             })
             .or_else(|| self.balancer.pick(rng, turn, load, untried))
             .map(|i| &self.endpoints[i])

@@ -331,16 +331,16 @@ fn an_instance_that_refuses_connections_is_avoided_while_there_are_others() {
     x.endpoints[0].state.connect_failed(now);
     let good = x.endpoints[1].state.id;
     for _ in 0..100 {
-        assert_eq!(x.pick(&rng, now, &[]).map(|e| e.state.id), Some(good));
+        assert_eq!(x.pick(&rng, || now, &[]).map(|e| e.state.id), Some(good));
     }
     assert_eq!(
-        x.pick(&rng, now, &[good]).map(|e| e.state.id),
+        x.pick(&rng, || now, &[good]).map(|e| e.state.id),
         Some(x.endpoints[0].state.id),
         "the last resort"
     );
     let later = now + EndpointState::AVOID_FIRST;
     assert!(
-        (0..100).any(|_| x.pick(&rng, later, &[]).map(|e| e.state.id) != Some(good)),
+        (0..100).any(|_| x.pick(&rng, || later, &[]).map(|e| e.state.id) != Some(good)),
         "it is tried again"
     );
 }
@@ -362,7 +362,7 @@ proptest! {
         first.retire_missing(&next);
         let (rng, now) = (Rng::from_seed(5), Instant::now());
         for _ in 0..50 {
-            match next.clusters["x"].pick(&rng, now, &[]) {
+            match next.clusters["x"].pick(&rng, || now, &[]) {
                 Some(e) => {
                     let Target::Address(address) = &e.target else { panic!("an address was configured") };
                     prop_assert!(after.contains(&u32::from(address.port())));

@@ -24,7 +24,7 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use super::forward;
+use super::{forward, io::poll_write_gathered};
 use crate::{
     drain::Phase,
     metrics::{Shard, Traffic},
@@ -226,7 +226,7 @@ impl Conn {
 
     /// Notes that a request has begun; answers when.
     pub(crate) fn request_began(&self) -> Instant {
-        self.clock.request_began(Instant::now())
+        self.clock.request_began()
     }
 
     pub(crate) fn request_ended(&self, now: Instant) {
@@ -280,7 +280,7 @@ impl Tunnel {
     }
 }
 
-/// When an HTTP/1 connection last did what, in milliseconds from its beginning. Only its own task writes.
+/// When an HTTP/1 connection last did what, in microseconds from its beginning. Only its own task writes.
 #[derive(Debug)]
 struct Clock {
     epoch: Instant,
@@ -294,34 +294,38 @@ struct Clock {
 impl Clock {
     /// A connection begins with its first bytes read.
     fn new(now: Instant) -> Self {
-        let epoch = now - Duration::from_millis(1);
         Self {
-            epoch,
+            epoch: now - Duration::from_micros(1),
             active: AtomicU32::new(0),
             head_since: AtomicU64::new(1),
             idle_since: AtomicU64::new(1),
         }
     }
 
-    fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    fn micros(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.epoch).as_micros();
+        u64::try_from(since).unwrap_or(u64::MAX)
     }
 
     fn bytes_came(&self) {
         if self.head_since.load(Relaxed) == 0 && self.active.load(Relaxed) == 0 {
-            self.head_since.store(self.millis(Instant::now()), Relaxed);
+            self.head_since.store(self.micros(Instant::now()), Relaxed);
         }
     }
 
-    fn request_began(&self, now: Instant) -> Instant {
+    /// Answers when the request's first bytes came. Those of one that waited behind another, or beside it on an HTTP/2
+    /// connection, came at a time nobody noted: then it is now.
+    fn request_began(&self) -> Instant {
         self.active.fetch_add(1, Relaxed);
-        self.head_since.store(0, Relaxed);
-        now
+        match self.head_since.swap(0, Relaxed) {
+            0 => Instant::now(),
+            since => self.epoch + Duration::from_micros(since),
+        }
     }
 
     fn request_ended(&self, now: Instant) {
         self.active.fetch_sub(1, Relaxed);
-        self.idle_since.store(self.millis(now), Relaxed);
+        self.idle_since.store(self.micros(now), Relaxed);
     }
 
     fn expired(&self, now: Instant, header: Duration, idle: Duration) -> bool {
@@ -332,8 +336,7 @@ impl Clock {
             0 => (self.idle_since.load(Relaxed), idle),
             since => (since, header),
         };
-        self.millis(now).saturating_sub(since)
-            >= u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
+        u128::from(self.micros(now).saturating_sub(since)) >= limit.as_micros()
     }
 }
 
@@ -396,7 +399,7 @@ impl AsyncWrite for ClientIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = poll_write_gathered(Pin::new(&mut self.stream), cx, bufs);
         self.sent(written)
     }
 
@@ -440,7 +443,10 @@ mod tests {
             clock.expired(at(15), header, idle),
             "the first bytes came, no head followed"
         );
-        clock.request_began(at(1));
+        assert!(
+            clock.request_began() < at(1),
+            "it began with its first bytes"
+        );
         assert!(
             !clock.expired(at(10_000), header, idle),
             "a request takes as long as it takes"

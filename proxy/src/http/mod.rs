@@ -8,8 +8,11 @@ mod body;
 mod connection;
 mod forward;
 mod headers;
+mod io;
 mod pool;
 mod reply;
 mod upstream;
 
+#[cfg(test)]
+pub(crate) use self::forward::handle;
 pub(crate) use self::{connection::serve, pool::Pool};

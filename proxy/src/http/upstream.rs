@@ -20,7 +20,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
-use super::{body::RequestBody, connection::Exec};
+use super::{body::RequestBody, connection::Exec, io::Gathering};
 use crate::{
     config::EndpointState,
     tcp::Slot,
@@ -48,7 +48,7 @@ pub(crate) enum Failure {
 pub(crate) struct H1 {
     send: http1::SendRequest<RequestBody>,
     /// `None` once it has ended.
-    connection: Option<http1::Connection<TokioIo<TcpStream>, RequestBody>>,
+    connection: Option<http1::Connection<TokioIo<Gathering>, RequestBody>>,
     pub(crate) endpoint: Arc<EndpointState>,
     pub(crate) slot: Slot,
     /// When it was last given back to the pool.
@@ -63,7 +63,7 @@ impl H1 {
     ) -> hyper::Result<Box<Self>> {
         let (send, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Gathering(stream)))
             .await?;
         Ok(Box::new(Self {
             send,
@@ -134,7 +134,7 @@ impl H1 {
         // Ready now: hyper ends its part with the 101.
         let _ = self.poll(cx);
         let parts = self.connection.take()?.into_parts();
-        Some((parts.io.into_inner(), parts.read_buf, self.slot))
+        Some((parts.io.into_inner().0, parts.read_buf, self.slot))
     }
 }
 
@@ -180,7 +180,7 @@ impl H2 {
             .max_header_list_size(MAX_H2_HEADER_LIST)
             .keep_alive_interval(H2_PING_EVERY)
             .keep_alive_timeout(H2_PING_TIMEOUT)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Gathering(stream)))
             .await?;
         worker.drivers.spawn(async move {
             // Its requests hear of its errors.

@@ -122,13 +122,10 @@ impl Attempts {
         worker: &Worker,
         cluster: &'c Cluster,
     ) -> Result<&'c Endpoint, ConnectError> {
-        let now = Instant::now();
         let budget = cluster.connect_timeout * 2;
-        let in_time = self
-            .began
-            .is_none_or(|began| now.duration_since(began) < budget);
+        let in_time = self.began.is_none_or(|began| began.elapsed() < budget);
         let endpoint = if in_time {
-            cluster.pick(&worker.rng, now, &self.tried)
+            cluster.pick(&worker.rng, Instant::now, &self.tried)
         } else {
             None
         };

@@ -156,6 +156,27 @@ async fn the_last_configuration_serves_while_the_agent_is_away() {
 }
 
 #[tokio::test]
+async fn an_agent_that_refuses_a_serving_proxy_does_not_end_it() {
+    let instance = Instance::answering(OK).await;
+    let (mut agent, proxy, at) = serve(ProxyProtocol::Http, &[instance.address]).await;
+    agent.serving = None;
+    proxy
+        .eventually("/config_dump", |d| d.contains(r#""agent_connected":false"#))
+        .await;
+    agent.refuses.store(true, Relaxed);
+    agent.resume().await;
+    // Long enough for some attempts, each of which is refused.
+    for _ in 0..20 {
+        assert_eq!(status(&get(at).await), "200");
+        sleep(Duration::from_millis(20)).await;
+    }
+    agent.refuses.store(false, Relaxed);
+    proxy
+        .eventually("/config_dump", |d| d.contains(r#""agent_connected":true"#))
+        .await;
+}
+
+#[tokio::test]
 async fn a_taken_port_costs_its_own_listener_only() {
     let instance = Instance::answering(OK).await;
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))

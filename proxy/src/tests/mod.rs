@@ -5,6 +5,7 @@ mod follow;
 mod http1;
 mod http2;
 mod limits;
+mod size;
 mod smuggling;
 mod tcp;
 
@@ -43,6 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Agent {
     address: SocketAddr,
     snapshot: watch::Sender<ProxySnapshot>,
+    /// Refuses every new stream for good.
+    refuses: Arc<std::sync::atomic::AtomicBool>,
     /// The second ends the open streams when it is dropped.
     serving: Option<(AbortOnDropHandle<()>, watch::Sender<()>)>,
 }
@@ -50,6 +53,7 @@ struct Agent {
 struct Configuration {
     snapshot: watch::Sender<ProxySnapshot>,
     alive: watch::Receiver<()>,
+    refuses: Arc<std::sync::atomic::AtomicBool>,
 }
 
 #[tonic::async_trait]
@@ -68,6 +72,9 @@ impl ProxyConfiguration for Configuration {
             .is_none_or(|token| token != "secret")
         {
             return Err(Status::permission_denied("no token"));
+        }
+        if self.refuses.load(Relaxed) {
+            return Err(Status::invalid_argument("never"));
         }
         match request.into_inner().target {
             Some(v1::proxy_configuration_request::Target::SidecarFor(id)) if id == "bad" => {
@@ -100,6 +107,7 @@ impl Agent {
         let mut agent = Self {
             address: free_address(),
             snapshot: watch::Sender::new(snapshot),
+            refuses: Arc::default(),
             serving: None,
         };
         agent.resume().await;
@@ -115,6 +123,7 @@ impl Agent {
         let configuration = Configuration {
             snapshot: self.snapshot.clone(),
             alive: receiver,
+            refuses: Arc::clone(&self.refuses),
         };
         let service = ProxyConfigurationServer::new(configuration);
         let incoming = futures_util::stream::unfold(listener, |listener| async move {

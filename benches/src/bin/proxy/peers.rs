@@ -74,7 +74,7 @@ pub(crate) fn haproxy(ports: Ports) -> Result<Peer, Box<dyn Error>> {
     let config = file(
         "haproxy.cfg",
         &format!(
-            "global\n  nbthread 1\n  maxconn 20000\n\
+            "global\n  nbthread 1\n  maxconn 8000\n\
              defaults\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
              listen http\n  mode http\n  bind 127.0.0.1:{http}\n  http-reuse always\n  server s 127.0.0.1:{http_backend}\n\
              listen tcp\n  mode tcp\n  bind 127.0.0.1:{tcp}\n  server s 127.0.0.1:{tcp_backend}\n"
@@ -143,6 +143,7 @@ pub(crate) fn envoy(ports: Ports) -> Result<Peer, Box<dyn Error>> {
     ];
     let process = process::pinned(PROXY_CORE, &program, &args)?;
     let version = first_line(&program, "--version");
+    let version = version.rsplit("version: ").next().unwrap_or_default();
     let version = version.split('/').nth(1).unwrap_or_default().to_owned();
     Peer {
         name: "envoy",
