@@ -1,1 +1,50 @@
+//! Drives the real `wharf` binary over real sockets.
+//!
+//! Everything here is what a user has: processes, signals, ports, HTTP, files. Nothing waits by
+//! sleeping a fixed time: a test waits for what it wants to see, until a deadline.
 
+#![forbid(unsafe_code)]
+
+mod agent;
+mod backend;
+mod binary;
+mod http;
+mod ports;
+mod process;
+mod requirement;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use agent::Agent;
+pub use backend::Backend;
+pub use binary::{as_consul, wharf};
+pub use http::{Http, Reply};
+pub use ports::{Ports, free_port};
+pub use process::{Ended, Process, run, run_with_input};
+pub use requirement::missing;
+
+/// How long anything that should happen soon may take on a machine that is busy with other things.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds, looking again and again. Says whether it did within `limit`.
+pub fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    eventually_some(limit, || condition().then_some(())).is_some()
+}
+
+/// Waits until `attempt` gives a value.
+pub fn eventually_some<T>(limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(value) = attempt() {
+            return Some(value);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        // The pause between two looks, not a guess at how long something takes.
+        thread::sleep(Duration::from_millis(20));
+    }
+}

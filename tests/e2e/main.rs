@@ -1,0 +1,9 @@
+//! End-to-end tests: what users do, with the binary they have.
+//!
+//! Every module is one of their occupations. A test starts its own agent on its own ports and
+//! leaves nothing behind.
+
+#![forbid(unsafe_code)]
+
+mod durability;
+mod lifecycle;
