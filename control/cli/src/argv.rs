@@ -189,6 +189,7 @@ impl Walk<'_> {
             }
         }
         if given.len() > limit {
+            // An argument that may begin with a dash is one that may be left out, as DATA of `kv put`.
             let required = arguments
                 .iter()
                 .filter(|arg| !arg.is_allow_hyphen_values_set())

@@ -182,32 +182,39 @@ fn parse_upstream(text: &str) -> Result<Upstream, Failure> {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
 struct AgentSelf {
-    #[serde(rename = "xDS", default)]
-    xds: Option<Xds>,
+    debug_config: DebugConfig,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Xds {
-    port: i32,
+struct DebugConfig {
+    /// Not positive when the server is off.
+    #[serde(rename = "GRPCPort")]
+    grpc_port: i32,
 }
 
-/// The gRPC address beside the agent's HTTP address. A proxy may start before its agent: then it is the usual port.
+/// The gRPC address beside the agent's HTTP address. A proxy may start before its agent, or without being
+/// allowed to ask: then it is the usual port.
 async fn find_grpc(endpoint: Endpoint) -> Result<String, Failure> {
     let host = match &endpoint.transport {
         Transport::Plain { host, .. } | Transport::Tls { host, .. } => host.clone(),
         Transport::Unix(_) => Ipv4Addr::LOCALHOST.to_string(),
     };
-    let agent: Option<AgentSelf> = Client::new(endpoint)
-        .fetch_json(Request::get("/v1/agent/self"))
-        .await
-        .ok();
-    let port = agent
-        .and_then(|agent| agent.xds)
-        .and_then(|xds| u16::try_from(xds.port).ok())
-        .filter(|port| *port != 0)
-        .unwrap_or(DEFAULT_GRPC_PORT);
+    let mut client = Client::new(endpoint);
+    let agent: Option<AgentSelf> = client.fetch_json(Request::get("/v1/agent/self")).await.ok();
+    let port = match agent.map(|agent| u16::try_from(agent.debug_config.grpc_port)) {
+        None => DEFAULT_GRPC_PORT,
+        Some(Ok(port)) if port != 0 => port,
+        Some(_) => {
+            return Err(Failure::new(format!(
+                "the gRPC server of the agent at {} is off",
+                client.address()
+            ))
+            .because("a proxy takes its configuration from there")
+            .hint("start the agent with -grpc-port=8502, or name another with -grpc-addr"));
+        }
+    };
     Ok(if host.contains(':') {
         format!("[{host}]:{port}")
     } else {
@@ -231,6 +238,10 @@ fn start_log(matches: &ArgMatches) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        commands::block_on,
+        stub::{Reply, Stub},
+    };
 
     fn given(args: &[&str]) -> Result<Target, Failure> {
         let matches = proxy_command()
@@ -278,5 +289,36 @@ mod tests {
         ] {
             assert!(given(args).is_err(), "{args:?}");
         }
+    }
+
+    #[test]
+    fn the_agent_says_where_its_grpc_is() {
+        let find = |address: &str| {
+            let matches = proxy_command()
+                .no_binary_name(true)
+                .try_get_matches_from([format!("--http-addr={address}")]);
+            let endpoint =
+                Endpoint::from_flags(&matches.expect("flags"), &|_| None).expect("endpoint");
+            block_on(find_grpc(endpoint))
+        };
+        for (answer, found) in [
+            (
+                r#"{"DebugConfig":{"GRPCPort":9502}}"#,
+                Some("127.0.0.1:9502"),
+            ),
+            (r#"{"DebugConfig":{"GRPCPort":-1}}"#, None),
+            ("{}", Some("127.0.0.1:8502")),
+        ] {
+            let stub = Stub::new(move |_| Reply::ok(answer));
+            assert_eq!(
+                find(&stub.address.to_string()).ok().as_deref(),
+                found,
+                "{answer}"
+            );
+        }
+        assert_eq!(
+            find("unix:///nonexistent").expect("the usual port"),
+            "127.0.0.1:8502"
+        );
     }
 }

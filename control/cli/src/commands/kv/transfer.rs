@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{ArgMatches, Command};
 use serde::{Deserialize, Serialize};
 
-use super::{client_command, get, missing_key, without_slash};
+use super::{client_command, get, without_slash};
 use crate::{
     failure::Failure,
     flags::{Given, argument, value},
@@ -61,15 +61,12 @@ pub(super) fn import_command() -> Command {
 }
 
 pub(super) async fn import(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
-    let data = match matches.text("DATA") {
-        Some(data) => shell
-            .load(data)
-            .map_err(|failure| failure.within("Error! "))?,
-        None if matches.texts("DATA").is_empty() => {
-            return Err(Failure::new("Error! Missing DATA argument"));
-        }
-        None => return Err(missing_key()),
+    let Some(data) = matches.texts("DATA").first().copied() else {
+        return Err(Failure::new("Error! Missing DATA argument"));
     };
+    let data = shell
+        .load(data)
+        .map_err(|failure| failure.within("Error! "))?;
     // All is read before anything is written, so that a damaged file changes nothing.
     let entries = decode(&data)?;
     let prefix = matches.text("prefix").unwrap_or_default();
