@@ -25,7 +25,7 @@ use wharf_registry::{
 
 use self::plan::{Adopted, Local, Plan, Scope, Server, Write, plan};
 use crate::{
-    cluster::{Cluster, ClusterError},
+    cluster::{Cluster, ClusterError, Consistency},
     local::{Dirty, LocalState, SERF_HEALTH, SERVER_SERVICE, random_up_to},
 };
 
@@ -191,6 +191,15 @@ impl AntiEntropy {
     /// Compares and writes once; returns what is left.
     async fn pass(&self, scope: Scope<'_>) -> Behind {
         let mut behind = Behind::default();
+        // What we wrote last is in the view. What others wrote, and what was written before a restart, may
+        // not be there yet.
+        if scope.everything
+            && let Err(error) = self.cluster.barrier(Consistency::Default).await
+        {
+            behind.everything = true;
+            behind.note(scope.dirty.clone(), error);
+            return behind;
+        }
         let local = Local {
             node: self.local.node(),
             rows: self.local.rows((!scope.everything).then_some(scope.dirty)),

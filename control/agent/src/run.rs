@@ -166,6 +166,7 @@ impl Agent {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
+        local.restore();
         for ignored in &loaded.ignored_keys {
             tracing::info!(
                 "{} ({}) has no effect: {}",
@@ -221,7 +222,9 @@ impl Agent {
                 ..NodeService::default()
             },
         );
-        // These outlive the servers: what a client changed last still reaches the catalog.
+        agent.apply_definitions(&http.agent.config.load()).await;
+        // These outlive the servers: what a client changed last still reaches the catalog. They begin when
+        // all definitions are in force: what is not there yet would be deregistered.
         let settle = CancellationToken::new();
         tasks.spawn(entropy.run(settle.clone()));
         let runner = CheckRunner::new(
@@ -234,7 +237,6 @@ impl Agent {
             cluster.clone(),
             settle.clone(),
         ));
-        agent.apply_definitions(&http.agent.config.load()).await;
         tasks.spawn(bootstrap_entries(
             cluster.clone(),
             http.agent.config.load_full(),

@@ -143,13 +143,14 @@ struct Shared {
 }
 
 impl LocalState {
-    /// The state of an agent that starts: what it kept from before, no services of configuration files yet.
+    /// The state of an agent that starts, empty. [`LocalState::restore`] and [`LocalState::replace_config`] come
+    /// next, then anti-entropy: what is not there when it begins is taken out of the catalog.
     pub fn open(options: Options, node: Node) -> Result<LocalState, StoreError> {
         let store = match &options.data_dir {
             Some(directory) => Some(Arc::new(Store::open(directory)?)),
             None => None,
         };
-        let local = LocalState {
+        Ok(LocalState {
             shared: Arc::new(Shared {
                 options,
                 node: ArcSwap::from_pointee(node),
@@ -161,9 +162,7 @@ impl LocalState {
                 store,
                 saving: Arc::default(),
             }),
-        };
-        local.restore();
-        Ok(local)
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -511,8 +510,9 @@ impl LocalState {
         batch.collect()
     }
 
-    /// Takes over what the files of an earlier run say.
-    fn restore(&self) {
+    /// Takes over what the files of an earlier run say. Called once, before anything is registered. A file that
+    /// cannot be read is named in the log.
+    pub fn restore(&self) {
         let Some(store) = &self.shared.store else {
             return;
         };

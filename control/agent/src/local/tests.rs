@@ -17,7 +17,9 @@ fn on_disk(data_dir: &std::path::Path) -> LocalState {
         data_dir: Some(data_dir.into()),
         ..Options::default()
     };
-    LocalState::open(options, node()).unwrap()
+    let local = LocalState::open(options, node()).unwrap();
+    local.restore();
+    local
 }
 
 fn ttl_check(id: &str, service: &str, ttl: u64) -> CheckSpec {
