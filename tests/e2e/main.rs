@@ -5,5 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+mod blocking;
+mod checks;
 mod durability;
 mod lifecycle;
+mod registry;
+mod sidecar;

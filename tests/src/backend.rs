@@ -55,7 +55,11 @@ impl Backend {
                     lock(&shared.connections).push(copy);
                 }
                 let shared = shared.clone();
-                threads.push(thread::spawn(move || shared.serve(&stream)));
+                threads.push(thread::spawn(move || {
+                    shared.serve(&stream);
+                    // The copy would keep it open.
+                    let _ = stream.shutdown(Shutdown::Both);
+                }));
             }
             drop(listener);
             for stream in lock(&shared.connections).drain(..) {
