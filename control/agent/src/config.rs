@@ -10,6 +10,7 @@ mod debug;
 mod file;
 mod flags;
 mod known;
+mod listen;
 mod normalise;
 mod reload;
 mod resolve;

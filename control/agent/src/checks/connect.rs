@@ -1,11 +1,6 @@
 //! Connections to what is checked.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls::{
@@ -17,6 +12,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UdpSocket, lookup_host},
+    sync::OnceCell,
 };
 use tokio_rustls::TlsConnector;
 
@@ -166,7 +162,7 @@ pub(super) async fn stream(
     };
     let server = ServerName::try_from(name.to_owned())
         .map_err(|_| ConnectError::ServerName(name.to_owned()))?;
-    let mut config = client_config(tls.skip_verify);
+    let mut config = client_config(tls.skip_verify).await;
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let connector = TlsConnector::from(Arc::new(config));
     let stream = connector
@@ -179,15 +175,11 @@ pub(super) async fn stream(
     Ok(Box::new(stream))
 }
 
-fn client_config(skip_verify: bool) -> ClientConfig {
+async fn client_config(skip_verify: bool) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(rustls::DEFAULT_VERSIONS);
-    // The provider speaks both versions: there is no combination that could be refused.
-    let builder = match builder {
-        Ok(builder) => builder,
-        Err(_) => unreachable!("ring speaks TLS 1.2 and 1.3"),
-    };
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks TLS 1.2 and 1.3");
     if skip_verify {
         builder
             .dangerous()
@@ -195,21 +187,25 @@ fn client_config(skip_verify: bool) -> ClientConfig {
             .with_no_client_auth()
     } else {
         builder
-            .with_root_certificates(system_roots())
+            .with_root_certificates(system_roots().await)
             .with_no_client_auth()
     }
 }
 
-/// The certificates that this machine trusts, read once.
-fn system_roots() -> Arc<RootCertStore> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    ROOTS
-        .get_or_init(|| {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            Arc::new(roots)
-        })
-        .clone()
+/// The certificates that this machine trusts, read once, as it takes many files.
+async fn system_roots() -> Arc<RootCertStore> {
+    static ROOTS: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
+    let read = || {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Arc::new(roots)
+    };
+    let roots = ROOTS.get_or_try_init(async || tokio::task::spawn_blocking(read).await);
+    // Only fails when the runtime is going down: then nobody is trusted.
+    roots
+        .await
+        .cloned()
+        .unwrap_or_else(|_| Arc::new(RootCertStore::empty()))
 }
 
 /// Takes any certificate, for checks that ask for that (`tls_skip_verify`).

@@ -27,8 +27,8 @@ use wharf_registry::model::{CheckStatus, Str};
 use self::{connect::split_address, thresholds::Counter};
 use crate::{
     cluster::Cluster,
-    definition::{Origin, ScriptPolicy},
-    local::{CheckKind, CheckSpec, LocalState, Source, random_up_to},
+    definition::{CheckError, Origin, ScriptPolicy},
+    local::{CheckKind, CheckSpec, CheckTls, LocalState, random_up_to},
 };
 
 /// A check does not run more often.
@@ -37,14 +37,6 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often instances are looked for that have been critical for too long.
 const REAP_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Whether a check was written by who runs the agent.
-fn origin(source: Source) -> Origin {
-    match source {
-        Source::Config => Origin::File,
-        Source::Api | Source::Lease => Origin::Api,
-    }
-}
 
 /// What one run of a check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,13 +117,14 @@ impl CheckRunner {
             spec,
             generation,
         };
-        if matches!(run.spec.kind, CheckKind::Script { .. })
-            && !self.scripts.allows(origin(run.spec.source))
-        {
-            // Registered before scripts were switched off.
-            run.report(&Finding::critical(
-                "Scripts are disabled on this agent; to enable, configure 'enable_script_checks' or 'enable_local_script_checks' to true".to_owned(),
-            ));
+        let origin = run.spec.source.origin();
+        if matches!(run.spec.kind, CheckKind::Script { .. }) && !self.scripts.allows(origin) {
+            // It was registered before scripts were switched off.
+            let refusal = match origin {
+                Origin::Api => CheckError::RemoteScripts,
+                Origin::File => CheckError::Scripts,
+            };
+            run.report(&Finding::critical(refusal.to_string()));
             return;
         }
         let task = self.tasks.spawn(run.run());
@@ -292,7 +285,7 @@ async fn within(
     })
 }
 
-async fn tcp(address: &str, tls: Option<&crate::local::CheckTls>) -> Finding {
+async fn tcp(address: &str, tls: Option<&CheckTls>) -> Finding {
     let connected = async {
         let (host, port) = split_address(address)?;
         connect::stream(host, port, tls, &[]).await

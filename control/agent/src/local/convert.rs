@@ -16,6 +16,16 @@ impl From<Origin> for Source {
     }
 }
 
+impl Source {
+    /// What may be defined depends on this. Streams are opened by requests.
+    pub(crate) fn origin(self) -> Origin {
+        match self {
+            Source::Config => Origin::File,
+            Source::Api | Source::Lease => Origin::Api,
+        }
+    }
+}
+
 impl Registration {
     /// A service as it was defined, which must be valid.
     pub fn from_definition(definition: ServiceDefinition, origin: Origin) -> Registration {

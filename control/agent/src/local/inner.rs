@@ -36,6 +36,8 @@ pub(super) struct Inner {
     pub(super) restarted: BTreeSet<Str>,
     /// Reports from before the agent was restarted, until the checks they belong to are registered.
     pub(super) earlier_reports: BTreeMap<Str, EarlierReport>,
+    /// Checks from before the agent was restarted of instances that files define: they wait for those.
+    pub(super) orphans: Vec<CheckSpec>,
     last_generation: u64,
 }
 
@@ -253,8 +255,29 @@ impl Inner {
         }
         self.dirty.services.insert(id.clone());
         self.revision += 1;
+        let orphans = self.orphans.extract_if(.., |check| check.service_id == id);
+        let orphans: Vec<CheckSpec> = orphans.collect();
+        for orphan in orphans {
+            self.put_check(orphan, Status::Unknown, context);
+        }
         if changed {
             context.watches.wake(&LocalKey::Service(id));
+        }
+    }
+
+    /// Puts back a check from an earlier run.
+    pub(super) fn restore_check(&mut self, check: CheckSpec, context: &Context<'_>) {
+        if check.service_id.is_empty() || self.services.contains_key(&check.service_id) {
+            self.put_check(check, Status::Unknown, context);
+        } else {
+            self.orphans.push(check);
+        }
+    }
+
+    /// Forgets the checks whose instances are not there any more.
+    pub(super) fn drop_orphans(&mut self) {
+        for orphan in self.orphans.drain(..) {
+            self.unsaved.insert(FileKey::Check(orphan.id));
         }
     }
 

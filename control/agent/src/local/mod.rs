@@ -232,7 +232,8 @@ impl LocalState {
     }
 
     /// Replaces everything that configuration files have defined by `services` and `checks`. What is defined
-    /// again keeps the status of its checks; what is not is deregistered. All that can be done is done; the
+    /// again keeps the status of its checks; what is not is deregistered. Call it once at the start even if there
+    /// are none: it settles what was kept from before. All that can be done is done; the
     /// rest is returned, by id.
     pub async fn replace_config(
         &self,
@@ -540,11 +541,7 @@ impl LocalState {
             }
             inner.link_sidecars();
             for check in saved.checks {
-                let id = check.id.clone();
-                if let Err(error) = inner.register_check(check, Status::Unknown, context) {
-                    tracing::warn!(check = &*id, %error, "dropping a saved check");
-                    inner.unsaved.insert(FileKey::Check(id));
-                }
+                inner.restore_check(check, context);
             }
         });
     }
@@ -733,6 +730,7 @@ fn replace_config(
             Err(error) => problems.push((id, error)),
         }
     }
+    inner.drop_orphans();
     for mut check in checks {
         let id = check.id.clone();
         check.source = Source::Config;

@@ -300,6 +300,28 @@ async fn configuration_files_define_a_set() {
 }
 
 #[tokio::test]
+async fn what_the_api_added_to_a_configured_service_waits_for_it() {
+    let data = tempfile::tempdir().unwrap();
+    let local = on_disk(data.path());
+    local.replace_config(vec![web(&["c1"])], Vec::new()).await;
+    let start = local.start_service_maintenance("web-1", "disk swap", None);
+    start.await.unwrap();
+    drop(local);
+    let again = on_disk(data.path());
+    assert!(again.checks().is_empty());
+    again.replace_config(vec![web(&["c1"])], Vec::new()).await;
+    assert_eq!(check_ids(&again), ["_service_maintenance:web-1", "c1"]);
+    drop(again);
+    // The definition is gone: so is what belonged to it.
+    let without = on_disk(data.path());
+    without.replace_config(Vec::new(), Vec::new()).await;
+    drop(without);
+    let last = on_disk(data.path());
+    last.replace_config(vec![web(&["c1"])], Vec::new()).await;
+    assert_eq!(check_ids(&last), ["c1"]);
+}
+
+#[tokio::test]
 async fn watches_see_their_own_instance_only_and_leave_nothing() {
     use futures_util::FutureExt as _;
 
