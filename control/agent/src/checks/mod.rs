@@ -3,7 +3,7 @@
 //! [`CheckRunner`] follows [`LocalState`]: every registered check has one task, which ends when the check is
 //! deregistered or replaced. A check first runs after a random part of its interval, so that the checks
 //! of an agent that starts are spread out; the next run begins an interval after the last one ended. What
-//! a run finds passes the check's thresholds ([`thresholds`]) and is reported to [`LocalState`].
+//! a run finds passes the thresholds of the check and is reported to [`LocalState`].
 
 mod alias;
 mod connect;
