@@ -634,9 +634,14 @@ async fn bootstrap_entries(
     config: Arc<RuntimeConfig>,
     stop: CancellationToken,
 ) {
-    while cluster.leader().is_none() {
+    loop {
+        // Listening begins before the look: a leader that comes in between is not missed.
+        let changed = cluster.leader_changed();
+        if cluster.leader().is_some() {
+            break;
+        }
         tokio::select! {
-            () = cluster.leader_changed() => {}
+            () = changed => {}
             () = stop.cancelled() => return,
         }
     }
