@@ -7,6 +7,7 @@
 
 mod blocking;
 mod checks;
+mod conformance;
 mod durability;
 mod lifecycle;
 mod registry;
