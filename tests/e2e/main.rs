@@ -5,10 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod bad_input;
 mod blocking;
 mod checks;
+mod command;
 mod conformance;
 mod durability;
+mod grpc;
 mod lifecycle;
 mod registry;
 mod sidecar;

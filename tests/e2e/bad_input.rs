@@ -1,0 +1,229 @@
+//! What nobody should send, and everybody does: clear errors, bounded costs.
+
+use std::{
+    io::Write as _,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+use tokio::net::TcpSocket;
+use wharf_tests::{Agent, SOON, eventually};
+
+#[test]
+fn a_value_that_is_too_large_is_413() {
+    let agent = Agent::dev();
+    let most = vec![b'x'; 512 << 10];
+    agent.http.put("/v1/kv/most", &most).ok();
+    assert_eq!(agent.http.get("/v1/kv/most?raw").body.len(), most.len());
+    let reply = agent
+        .http
+        .put("/v1/kv/more", [most.as_slice(), b"x"].concat());
+    assert_eq!(reply.status, 413, "{}", reply.text());
+    assert!(
+        reply.text().contains("max size: 524288 bytes"),
+        "{}",
+        reply.text()
+    );
+    assert_eq!(agent.http.get("/v1/kv/more").status, 404);
+    // A length that is a lie is not believed, and does not make the agent reserve memory.
+    let mut stream = TcpStream::connect(agent.http.address).unwrap();
+    let head = "PUT /v1/kv/x HTTP/1.1\r\nHost: a\r\nContent-Length: 1099511627776\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    agent.http.get("/v1/kv/most").ok();
+    assert_eq!(agent.http.get("/v1/kv/x").status, 404);
+}
+
+#[test]
+fn bodies_that_are_not_what_they_should_be_are_400() {
+    let agent = Agent::dev();
+    for (path, body, part) in [
+        ("/v1/agent/service/register", "{", ""),
+        ("/v1/agent/service/register", "[]", ""),
+        ("/v1/agent/service/register", "{\"Name\": 7}", ""),
+        ("/v1/agent/service/register", "{}", "Missing service name"),
+        (
+            "/v1/agent/service/register",
+            "{\"Name\": \"a\", \"Port\": \"many\"}",
+            "",
+        ),
+        (
+            "/v1/agent/service/register",
+            "{\"Name\": \"a\", \"Address\": \"0.0.0.0\"}",
+            "Invalid service address",
+        ),
+        (
+            "/v1/agent/service/register",
+            "{\"Name\": \"a\", \"Check\": {\"HTTP\": \"http://127.0.0.1/\"}}",
+            "Interval",
+        ),
+        (
+            "/v1/agent/service/register",
+            "{\"Name\": \"a\", \"Check\": {\"HTTP\": \"http://127.0.0.1/\", \"Interval\": \"0s\"}}",
+            "Interval",
+        ),
+        (
+            "/v1/agent/service/register",
+            "{\"Name\": \"a\", \"Check\": {\"TTL\": \"soon\"}}",
+            "duration",
+        ),
+        ("/v1/agent/check/register", "{\"Name\": \"a\"}", ""),
+        (
+            "/v1/agent/check/register",
+            "{\"Name\": \"a\", \"Telepathy\": \"yes\", \"Interval\": \"1s\"}",
+            "",
+        ),
+        ("/v1/agent/check/register", "{", ""),
+        ("/v1/catalog/register", "{", ""),
+        ("/v1/config", "{\"Kind\": \"nothing\"}", ""),
+        ("/v1/config", "{", ""),
+    ] {
+        let reply = agent.http.put(path, body);
+        assert_eq!(reply.status, 400, "{path} {body}: {}", reply.text());
+        assert!(
+            !reply.body.is_empty() && reply.text().contains(part),
+            "{body}: {}",
+            reply.text()
+        );
+    }
+    let reply = agent.http.put("/v1/catalog/register", "{}");
+    assert!(
+        reply.status >= 400 && reply.text().contains("Must provide node"),
+        "{}",
+        reply.text()
+    );
+    // Nothing of it was taken.
+    let services = agent.http.get("/v1/agent/services").json();
+    assert_eq!(services, json!({}));
+}
+
+#[test]
+fn deep_and_long_bodies_cost_little() {
+    let agent = Agent::dev();
+    let deep = format!("{{\"Name\": {}", "[".repeat(200_000));
+    assert_eq!(
+        agent.http.put("/v1/agent/service/register", deep).status,
+        400
+    );
+    let long = format!("{{\"Name\": \"{}\"}}", "x".repeat(600 << 10));
+    assert_eq!(
+        agent.http.put("/v1/agent/service/register", long).status,
+        413
+    );
+    let expression = format!("/v1/catalog/nodes?filter={}", "(".repeat(20_000));
+    let reply = agent.http.get(&expression);
+    assert!((400..=500).contains(&reply.status), "{}", reply.status);
+    agent.http.get("/v1/status/leader").ok();
+}
+
+#[test]
+fn names_that_dns_cannot_say_are_taken_with_a_warning() {
+    let agent = Agent::dev();
+    let body = json!({"Name": "under_score and space", "Port": 1});
+    agent
+        .http
+        .put("/v1/agent/service/register", body.to_string())
+        .ok();
+    assert!(agent.process.line("under_score and space", SOON).is_some());
+}
+
+#[test]
+fn bytes_that_are_no_http_do_not_matter() {
+    let agent = Agent::dev();
+    for garbage in [
+        b"\x16\x03\x01\x02\x00\x01\x00".as_slice(),
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        &[0xff; 4096],
+    ] {
+        for port in [agent.ports.http, agent.ports.grpc, agent.ports.dns] {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            // It may be closed while we write.
+            let _ = stream.write_all(garbage);
+        }
+    }
+    let header = "x".repeat(1 << 20);
+    let reply = agent
+        .http
+        .request("GET", "/v1/status/leader", &[("X-Long", &header)], b"");
+    assert!(reply.is_err() || reply.is_ok_and(|reply| reply.status >= 400));
+    agent.http.get("/v1/status/leader").ok();
+}
+
+/// 10,000 connections that send nothing. One address gets 200; so they come from many.
+#[tokio::test]
+async fn connections_that_send_nothing_are_bounded() {
+    const CONNECTIONS: usize = 10_000;
+    const PER_ADDRESS: usize = 150;
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = CONNECTIONS as u64 + 1_000;
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted),
+            maximum: limit.maximum.map(|maximum| maximum.max(wanted)),
+        };
+        if setrlimit(Resource::Nofile, raised).is_err() {
+            wharf_tests::missing("limit of open files that allows 10,000 connections");
+            return;
+        }
+    }
+    let agent = Agent::start(&["-dev", "-log-level=warn"]);
+    let before = agent.process.resident();
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, agent.ports.http));
+    let mut idle = Vec::with_capacity(CONNECTIONS);
+    let started = Instant::now();
+    for number in 0..CONNECTIONS {
+        let host = u8::try_from(number / PER_ADDRESS + 2).unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::from((Ipv4Addr::new(127, 0, 0, host), 0)))
+            .unwrap();
+        let connected = tokio::time::timeout(SOON, socket.connect(server)).await;
+        // What the agent does not want it may refuse.
+        if let Ok(Ok(stream)) = connected {
+            idle.push(stream);
+        }
+    }
+    println!("{} connections in {:?}", idle.len(), started.elapsed());
+    let asked = Instant::now();
+    let http = agent.http;
+    let leader = tokio::task::spawn_blocking(move || http.get("/v1/status/leader").ok());
+    leader.await.unwrap();
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
+    let grown = agent.process.resident().saturating_sub(before);
+    println!("{} bytes each", grown / idle.len() as u64);
+    assert!(
+        grown < 200 << 20,
+        "{grown} bytes for {} connections",
+        idle.len()
+    );
+    drop(idle);
+    assert!(eventually(SOON, || agent
+        .http
+        .get("/v1/status/leader")
+        .status
+        == 200));
+}
+
+#[test]
+fn one_address_gets_no_more_than_its_share() {
+    let agent = Agent::dev();
+    let idle: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(agent.http.address).unwrap())
+        .collect();
+    // Refused with a status, or simply closed; and heard again when there is room.
+    assert!(eventually(SOON, || {
+        let reply = agent.http.request("GET", "/v1/status/leader", &[], b"");
+        !reply.is_ok_and(|reply| reply.status == 200)
+    }));
+    drop(idle);
+    assert!(eventually(SOON, || {
+        let reply = agent.http.request("GET", "/v1/status/leader", &[], b"");
+        reply.is_ok_and(|reply| reply.status == 200)
+    }));
+}
