@@ -75,9 +75,14 @@ fn services_from_a_file() {
     let file = path.to_str().unwrap();
     // Validation is of a whole configuration, which needs a place for its data.
     let whole = directory.path().join("agent.hcl");
-    let data = format!("data_dir = \"{}\"\n", directory.path().join("data").display());
+    let data = format!(
+        "data_dir = \"{}\"\n",
+        directory.path().join("data").display()
+    );
     fs::write(&whole, data).unwrap();
-    let valid = agent.run(&["validate", directory.path().to_str().unwrap()]).success();
+    let valid = agent
+        .run(&["validate", directory.path().to_str().unwrap()])
+        .success();
     assert!(valid.contains("Configuration is valid"), "{valid}");
     agent.run(&["services", "register", file]).success();
     assert!(eventually(SOON, || agent
