@@ -91,6 +91,7 @@ fn compare(seconds: u64, rounds: usize) -> Result<(), Box<dyn Error>> {
             Err(error) => println!("left out: {error}"),
         }
     }
+    peers::remove_files();
     for peer in &peers {
         println!(
             "{:8} {:24} resident when idle: {:5.1} MB",

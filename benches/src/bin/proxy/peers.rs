@@ -155,12 +155,20 @@ pub(crate) fn envoy(ports: Ports) -> Result<Peer, Box<dyn Error>> {
     .ready()
 }
 
+fn folder() -> PathBuf {
+    std::env::temp_dir().join(format!("wharf-bench-{}", std::process::id()))
+}
+
 fn file(name: &str, text: &str) -> Result<String, Box<dyn Error>> {
-    let folder = std::env::temp_dir().join(format!("wharf-bench-{}", std::process::id()));
-    fs::create_dir_all(&folder)?;
-    let path = folder.join(name);
+    fs::create_dir_all(folder())?;
+    let path = folder().join(name);
     fs::write(&path, text)?;
     Ok(path.to_string_lossy().into_owned())
+}
+
+/// Once they run, no peer reads its configuration again.
+pub(crate) fn remove_files() {
+    let _ = fs::remove_dir_all(folder());
 }
 
 /// The program itself: a Python package's script of that name starts the binary it brings.
