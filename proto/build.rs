@@ -5,13 +5,18 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["proto/wharf/v1/registry.proto", "proto/wharf/v1/proxy.proto"];
+    let files = [
+        "proto/wharf/v1/registry.proto",
+        "proto/wharf/v1/proxy.proto",
+    ];
     println!("cargo:rerun-if-changed=proto");
 
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // For the reflection service: `compile_fds` does not keep the descriptors.
     fs::write(out.join("wharf.v1.fds"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .compile_fds(descriptors)?;
     Ok(())
 }
