@@ -63,10 +63,14 @@ pub(super) async fn monitor(matches: &ArgMatches, shell: &mut Shell<'_>) -> Resu
         .stream(request)
         .await
         .map_err(|error| error.while_("Error starting monitor"))?;
+    // One for the whole loop: a new one would not know of an interrupt that came between two frames,
+    // and the first has taken the signal's default away.
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = &mut interrupted => return Ok(()),
         };
         match frame {
             Some(Ok(frame)) => {
