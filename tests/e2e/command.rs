@@ -209,7 +209,10 @@ fn monitor_follows_the_log() {
         agent.http.get("/v1/kv/shown-by-monitor");
         monitor.text().contains("shown-by-monitor")
     }));
-    monitor.stop(Signal::INT);
+    // An interrupt ends it also while lines are coming.
+    monitor.signal(Signal::INT);
+    let status = monitor.ended(SOON);
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
 }
 
 #[test]
