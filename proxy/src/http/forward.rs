@@ -308,6 +308,9 @@ async fn connect(conn: &Arc<Conn>, attempts: &mut Attempts) -> Result<Acquired, 
         };
         // Someone else may have connected, or given a connection back, while this one waited.
         if let Some(lease) = pooled(worker, endpoint, http2) {
+            if attempts.any_failed() {
+                conn.shard().retries.fetch_add(1, Relaxed);
+            }
             return Ok(Acquired {
                 lease,
                 in_flight,

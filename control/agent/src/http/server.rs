@@ -180,13 +180,16 @@ fn spawn(shared: &Arc<Shared>, listener: &HttpListener, connection: Connection) 
                 if silent.await.is_err() {
                     return;
                 }
+                // Only a connection that speaks is given the memory to be served with.
                 match acceptor {
-                    None => serve(&shared, stream, Some(ip)).await,
+                    None => Box::pin(serve(&shared, stream, Some(ip))).await,
                     Some(acceptor) => {
-                        let handshake =
-                            tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+                        let handshake = Box::pin(tokio::time::timeout(
+                            HANDSHAKE_TIMEOUT,
+                            acceptor.accept(stream),
+                        ));
                         match handshake.await {
-                            Ok(Ok(stream)) => serve(&shared, stream, Some(ip)).await,
+                            Ok(Ok(stream)) => Box::pin(serve(&shared, stream, Some(ip))).await,
                             Ok(Err(error)) => {
                                 tracing::debug!(%error, from = %ip, "TLS handshake failed");
                             }
