@@ -28,10 +28,6 @@ const SERF_PORT: u16 = 8301;
 /// How long a reload may take before its requester is told that it goes on without it.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn pretty(context: &HttpContext, request: &Request) -> bool {
-    context.settings.load().pretty || request.query.has("pretty")
-}
-
 pub(crate) async fn own(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     let node = &context.node;
     request
@@ -55,7 +51,7 @@ pub(crate) async fn own(context: &HttpContext, request: Request) -> Result<Respo
         "Meta": node.meta,
         "xDS": null,
     });
-    response::json(&body, pretty(context, &request))
+    response::json(&body, context.pretty(&request))
 }
 
 /// This node in the form that Consul shows the members of its gossip pool.
@@ -189,7 +185,7 @@ pub(crate) async fn version(
     let body = json!({
         "SHA": "", "BuildDate": "", "HumanVersion": CONSUL_VERSION, "FIPS": "", "Wharf": VERSION,
     });
-    response::json(&body, pretty(context, &request))
+    response::json(&body, context.pretty(&request))
 }
 
 pub(crate) async fn members(
@@ -203,7 +199,7 @@ pub(crate) async fn members(
     // A client agent is in no wide-area pool.
     let listed = visible && (context.node.server || !request.query.has("wan"));
     let rows: Vec<Value> = listed.then(|| member(context)).into_iter().collect();
-    let bytes = filter.encode(&rows, pretty(context, &request))?;
+    let bytes = filter.encode(&rows, context.pretty(&request))?;
     Ok(response::json_bytes(StatusCode::OK, bytes))
 }
 
@@ -221,10 +217,7 @@ pub(crate) async fn metrics(
         return Ok(response::with_type(StatusCode::OK, kind, text.into()));
     }
     let now = GoTime(SystemTime::now()).to_string();
-    response::json(
-        &context.agent.recorder.json(&now),
-        pretty(context, &request),
-    )
+    response::json(&context.agent.recorder.json(&now), context.pretty(&request))
 }
 
 /// Figures that are looked at rather than counted.

@@ -41,7 +41,7 @@ pub(crate) async fn list(context: &HttpContext, request: Request) -> Result<Resp
         .filter(|(_, check)| request.caller.may(resource(context, check), Access::Read))
         .map(|(id, check)| (id, &**check))
         .collect();
-    let pretty = context.settings.load().pretty || request.query.has("pretty");
+    let pretty = context.pretty(&request);
     Ok(response::json_bytes(
         StatusCode::OK,
         filter.encode_map(rows, pretty)?,

@@ -107,10 +107,6 @@ impl<'a> AgentService<'a> {
     }
 }
 
-fn pretty(context: &HttpContext, request: &Request) -> bool {
-    context.settings.load().pretty || request.query.has("pretty")
-}
-
 pub(crate) async fn list(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     let filter = RowFilter::parse(&request)?;
     let services = context.local.services();
@@ -128,7 +124,7 @@ pub(crate) async fn list(context: &HttpContext, request: Request) -> Result<Resp
             )
         })
         .collect();
-    let bytes = filter.encode_map(rows, pretty(context, &request))?;
+    let bytes = filter.encode_map(rows, context.pretty(&request))?;
     Ok(response::json_bytes(StatusCode::OK, bytes))
 }
 
@@ -328,7 +324,7 @@ fn health_response<T: Serialize>(
     let mut response = if request.query.get("format") == Some("text") {
         response::with_type(status, "text/plain", reason.to_owned().into())
     } else {
-        response::json_bytes(status, response::encode(body, pretty(context, request))?)
+        response::json_bytes(status, response::encode(body, context.pretty(request))?)
     };
     if let Ok(reason) = HeaderValue::from_str(reason) {
         response.headers_mut().insert(response::REASON, reason);

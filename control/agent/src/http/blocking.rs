@@ -76,7 +76,7 @@ impl ReadOptions {
             consistency,
             min_index,
             wait: wait.min(settings.max_query_time),
-            pretty: settings.pretty || query.has("pretty"),
+            pretty: context.pretty(request),
         })
     }
 

@@ -30,7 +30,7 @@ pub(crate) async fn datacenters(
     context: &HttpContext,
     request: Request,
 ) -> Result<Response, HttpError> {
-    let pretty = context.settings.load().pretty || request.query.has("pretty");
+    let pretty = context.pretty(&request);
     response::json(&[&*context.node.datacenter], pretty)
 }
 
@@ -312,7 +312,7 @@ pub(crate) async fn register(
         .cluster
         .write(Command::Register(Box::new(register)))
         .await?;
-    response::json(&true, pretty(context, &request))
+    response::json(&true, context.pretty(&request))
 }
 
 /// The body of `/v1/catalog/deregister`.
@@ -360,9 +360,5 @@ pub(crate) async fn deregister(
             target,
         }))
         .await?;
-    response::json(&true, pretty(context, &request))
-}
-
-fn pretty(context: &HttpContext, request: &Request) -> bool {
-    context.settings.load().pretty || request.query.has("pretty")
+    response::json(&true, context.pretty(&request))
 }

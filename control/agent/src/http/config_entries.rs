@@ -42,10 +42,7 @@ pub(crate) async fn put(
         Some(index) => ConfigCommand::CompareAndUpsert { entry, index },
     };
     let applied = context.cluster.write_if(Command::Config(command)).await?;
-    response::json(
-        &applied,
-        context.settings.load().pretty || request.query.has("pretty"),
-    )
+    response::json(&applied, context.pretty(&request))
 }
 
 /// The kind and name in the path; the name is empty for a list.
@@ -130,7 +127,7 @@ pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Respo
 
 pub(crate) async fn delete(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     check_datacenter(context, &request)?;
-    let pretty = context.settings.load().pretty || request.query.has("pretty");
+    let pretty = context.pretty(&request);
     let (kind, name) = path(&request)?;
     if name.is_empty() {
         return Err(HttpError::bad_request(

@@ -266,7 +266,7 @@ pub(crate) async fn delete(context: &HttpContext, request: Request) -> Result<Re
         false => KvCommand::Delete { key },
         true => match number(&request, "cas")?.unwrap_or(0) {
             // Consul: a compare with 0 deletes nothing, and succeeds.
-            0 => return response::json(&true, pretty(context, &request)),
+            0 => return response::json(&true, context.pretty(&request)),
             index => KvCommand::CompareAndDelete { key, index },
         },
     };
@@ -279,12 +279,8 @@ async fn done(
     command: KvCommand,
 ) -> Result<Response, HttpError> {
     let applied = context.cluster.write_if(Command::Kv(command)).await?;
-    let bytes: Bytes = response::encode(&applied, pretty(context, request))?;
+    let bytes: Bytes = response::encode(&applied, context.pretty(request))?;
     Ok(response::json_bytes(StatusCode::OK, bytes))
-}
-
-fn pretty(context: &HttpContext, request: &Request) -> bool {
-    context.settings.load().pretty || request.query.has("pretty")
 }
 
 /// Keys are free text; what would be read as another path is refused, as Consul does since 1.22.

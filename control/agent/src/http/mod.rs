@@ -53,6 +53,13 @@ pub struct HttpContext {
     pub shutdown: CancellationToken,
 }
 
+impl HttpContext {
+    /// Whether the answer to a request is indented: `?pretty`, or always, as on a dev agent.
+    fn pretty(&self, request: &request::Request) -> bool {
+        self.settings.load().pretty || request.query.has("pretty")
+    }
+}
+
 /// What of the configuration concerns the API. Replaced whole on a reload.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {

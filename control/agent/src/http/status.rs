@@ -15,17 +15,11 @@ pub(crate) async fn leader(context: &HttpContext, request: Request) -> Result<Re
         .leader()
         .map(|leader| leader.address)
         .unwrap_or_default();
-    response::json(
-        &leader,
-        context.settings.load().pretty || request.query.has("pretty"),
-    )
+    response::json(&leader, context.pretty(&request))
 }
 
 pub(crate) async fn peers(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     check_datacenter(context, &request)?;
     let peers = context.cluster.peers();
-    response::json(
-        &peers,
-        context.settings.load().pretty || request.query.has("pretty"),
-    )
+    response::json(&peers, context.pretty(&request))
 }
