@@ -1,0 +1,101 @@
+//! While the agent runs: signals and requests that concern it as a whole, and the reload of its configuration.
+
+use std::{io, sync::Arc};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{
+    Agent,
+    definitions::apply_entries,
+    dns::zone,
+    identity::node_meta,
+    settings::{http_settings, level},
+};
+use crate::{config, context::Control};
+
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+impl Agent {
+    /// The main loop. Returns why the agent ends.
+    pub(super) async fn until_told_to_end(
+        &mut self,
+        signals: &mut Signals,
+        requests: &mut mpsc::Receiver<Control>,
+    ) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = signals.interrupt.recv() => return "interrupted",
+                _ = signals.terminate.recv() => return "terminated",
+                _ = signals.hangup.recv() => {
+                    if let Err(error) = self.reload().await {
+                        tracing::error!("the configuration stays as it was: {error}");
+                    }
+                }
+                Some(request) = requests.recv() => match request {
+                    Control::Reload(answer) => {
+                        let result = self.reload().await;
+                        if let Err(error) = &result {
+                            tracing::error!("the configuration stays as it was: {error}");
+                        }
+                        // Who asked may have gone.
+                        let _ = answer.send(result);
+                    }
+                    Control::Leave(answer) => {
+                        let _ = answer.send(());
+                        return "leaving";
+                    }
+                },
+            }
+        }
+    }
+
+    /// Reads the configuration again and puts what can change into force; all of it or nothing.
+    async fn reload(&mut self) -> Result<(), String> {
+        let loaded = config::load(&self.flags).map_err(|error| error.to_string())?;
+        let new = loaded.config;
+        if let Some(dns) = &self.dns {
+            dns.reload(zone(&new)).map_err(|error| error.to_string())?;
+        }
+        let current = self.http.agent.config.load_full();
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        for key in current.needs_restart(&new) {
+            tracing::warn!("{key} has changed: that takes effect at the next start");
+        }
+        // What cannot change keeps its running value, so that the API shows what is in force.
+        let mut running = (*current).clone();
+        running.reloadable = new.reloadable;
+        self.http
+            .agent
+            .logs
+            .set_level(level(running.reloadable.log_level));
+        self.http.settings.store(Arc::new(http_settings(&running)));
+        let mut node = (*self.http.local.node()).clone();
+        node.meta = node_meta(&running);
+        self.http.local.set_node(node);
+        self.apply_definitions(&running).await;
+        let running = Arc::new(running);
+        apply_entries(&*self.cluster, &running).await;
+        self.http.agent.config.store(running);
+        tracing::info!("the configuration is reloaded");
+        Ok(())
+    }
+}
