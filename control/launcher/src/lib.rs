@@ -1,0 +1,1 @@
+//! The node side of the platform: images, networks, containers, and the life of one allocation.
