@@ -10,12 +10,15 @@
 
 mod load;
 mod peers;
-mod process;
 mod wharf;
 
 use std::{error::Error, io::Write as _, time::Duration};
 
 use peers::{Peer, Ports};
+use wharf_benches::{
+    process,
+    spread::{Spread, median},
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -173,25 +176,17 @@ fn report(
                 .collect::<Vec<f64>>()
         };
         let spread = |values: Vec<f64>| {
-            let (min, max) = (
-                values.iter().copied().fold(f64::MAX, f64::min),
-                values.iter().copied().fold(0.0, f64::max),
-            );
-            format!("{:.2}x ({min:.2}..{max:.2})", median(values))
+            let Spread { min, median, max } = Spread::of(&values);
+            format!("{median:.2}x ({min:.2}..{max:.2})")
         };
         println!(
             "{:8} {:10.0} {:>24} {:16.1} {:>24}",
             peer.name,
-            median(of(|s| s.per_second)),
+            median(&of(|s| s.per_second)),
             spread(ratios(|s| s.per_second)),
-            median(of(|s| s.cpu_us)),
+            median(&of(|s| s.cpu_us)),
             spread(ratios(|s| s.cpu_us)),
         );
     }
     println!();
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

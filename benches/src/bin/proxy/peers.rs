@@ -3,14 +3,13 @@
 use std::{
     error::Error,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use super::{
-    CLIENT_CORE, PROXY_CORE,
-    process::{self, Process},
-};
+use wharf_benches::process::{self, Process};
+
+use super::{CLIENT_CORE, PROXY_CORE};
 
 /// Where one proxy listens, and where it forwards to.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +81,7 @@ pub(crate) fn haproxy(ports: Ports) -> Result<Peer, Box<dyn Error>> {
     )?;
     // -db: no background process.
     let process = process::pinned(PROXY_CORE, &program, &["-db", "-f", &config])?;
-    let version = first_line(&program, "-v")
+    let version = process::first_line(Path::new(&program), &["-v"])
         .split(' ')
         .nth(2)
         .unwrap_or_default()
@@ -142,7 +141,7 @@ pub(crate) fn envoy(ports: Ports) -> Result<Peer, Box<dyn Error>> {
         "off",
     ];
     let process = process::pinned(PROXY_CORE, &program, &args)?;
-    let version = first_line(&program, "--version");
+    let version = process::first_line(Path::new(&program), &["--version"]);
     let version = version.rsplit("version: ").next().unwrap_or_default();
     let version = version.split('/').nth(1).unwrap_or_default().to_owned();
     Peer {
@@ -172,7 +171,7 @@ pub(crate) fn remove_files() {
 }
 
 /// The program itself: a Python package's script of that name starts the binary it brings.
-fn find(name: &str, also: &[&str]) -> Result<String, Box<dyn Error>> {
+fn find(name: &str, also_at: &[&str]) -> Result<String, Box<dyn Error>> {
     let script = "import importlib.util as u, os, sys; s = u.find_spec(sys.argv[1]); \
                   print(os.path.join(s.submodule_search_locations[0], '_bin', sys.argv[1]) if s else '')";
     let packaged = Command::new("python3")
@@ -182,24 +181,10 @@ fn find(name: &str, also: &[&str]) -> Result<String, Box<dyn Error>> {
     let packaged = packaged
         .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
         .unwrap_or_default();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let in_path = std::env::split_paths(&path).map(|folder| folder.join(name));
-    std::iter::once(PathBuf::from(packaged))
-        .chain(also.iter().map(PathBuf::from))
-        .chain(in_path)
-        .find(|program| program.is_file())
+    let packaged = [PathBuf::from(packaged)];
+    let also = packaged.iter().map(PathBuf::as_path);
+    let also: Vec<&Path> = also.chain(also_at.iter().map(Path::new)).collect();
+    process::find(name, &also)
         .map(|program| program.to_string_lossy().into_owned())
         .ok_or_else(|| format!("{name} is not installed").into())
-}
-
-fn first_line(program: &str, flag: &str) -> String {
-    let output = Command::new(program).arg(flag).output();
-    let text = output
-        .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
-        .unwrap_or_default();
-    text.lines()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
 }
