@@ -12,6 +12,7 @@ mod flags;
 mod known;
 mod listen;
 mod normalise;
+mod problems;
 mod reload;
 mod resolve;
 mod runtime;

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use super::Listen;
 use super::address::{self, Host, Interfaces};
 use super::file::FileConfig;
-use super::resolve::Problems;
+use super::problems::Problems;
 use super::runtime::{Listeners, TlsConfig};
 
 pub(super) fn ip_key(

@@ -1,60 +1,32 @@
 //! From the merged file configuration to the one the agent runs with: defaults that depend on something, checks
 //! of meaning. Addresses and ports are in [`super::listen`].
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+mod bootstrap;
+mod definitions;
+mod dns;
+mod tls;
+
 use std::path::PathBuf;
-use std::time::Duration;
 
 use uuid::Uuid;
 use wharf_config::{GoDuration, Node};
-use wharf_registry::model::{ConfigEntry, UnknownKind};
 
+use self::{
+    bootstrap::check_bootstrap,
+    definitions::{check_definitions, config_entries},
+    dns::{dns, domain, domain_alt},
+    tls::tls,
+};
 use super::Environment;
 use super::file::{self, FileConfig};
 use super::listen::{detect_advertised, ip_key, listeners, port_range};
+use super::problems::Problems;
 use super::runtime::{
     DnsConfig, Document, HttpConfig, Limits, LogConfig, LogLevel, Network, RaftConfig, Reloadable,
     RuntimeConfig, SoaConfig, TelemetryConfig, TelemetryFilter, TlsConfig, TlsFiles, TlsVersion,
     Tokens, UiConfig, UnixSocket,
 };
-use crate::config_entry::{self, ConfigEntryError};
-use crate::definition::{Origin, ScriptPolicy, dns_warning, validate_node_meta};
-
-/// Collects what is wrong, each with the place of the key it is about.
-pub(super) struct Problems<'d> {
-    pub(super) document: &'d Node,
-    list: Vec<String>,
-}
-
-impl Problems<'_> {
-    /// Reports a problem of the key at `path` (a dot enters a block).
-    pub(super) fn at(&mut self, path: &str, message: impl std::fmt::Display) {
-        self.at_node(self.document.at(path.split('.')), message);
-    }
-
-    pub(super) fn at_node(&mut self, node: Option<&Node>, message: impl std::fmt::Display) {
-        match node
-            .map(|node| &node.position)
-            .filter(|position| position.is_in_file())
-        {
-            Some(position) => self.list.push(format!("{position}: {message}")),
-            None => self.list.push(message.to_string()),
-        }
-    }
-
-    /// The value, or a problem and a stand-in, so that the other keys are looked at too.
-    pub(super) fn or_default<T: Default, E: std::fmt::Display>(
-        &mut self,
-        path: &str,
-        result: Result<T, E>,
-    ) -> T {
-        result.unwrap_or_else(|error| {
-            self.at(path, format!("{path}: {error}"));
-            T::default()
-        })
-    }
-}
+use crate::definition::{ScriptPolicy, dns_warning, validate_node_meta};
 
 pub(super) fn resolve(
     file: FileConfig,
@@ -373,136 +345,6 @@ pub(super) fn resolve(
     })
 }
 
-/// The rules of starting a cluster. Returns how many servers start it.
-fn check_bootstrap(
-    server: bool,
-    bootstrap: bool,
-    expect: i64,
-    dev: bool,
-    p: &mut Problems<'_>,
-    warnings: &mut Vec<String>,
-) -> u32 {
-    if expect < 0 {
-        p.at(
-            "bootstrap_expect",
-            format!("bootstrap_expect cannot be {expect}. Must be greater than or equal to zero"),
-        );
-    }
-    if expect > 0 && dev {
-        p.at(
-            "bootstrap_expect",
-            "'bootstrap_expect' not allowed in dev mode",
-        );
-    }
-    if expect > 0 && !server {
-        p.at(
-            "bootstrap_expect",
-            "'bootstrap_expect > 0' requires 'server = true'",
-        );
-    }
-    if expect > 0 && bootstrap {
-        p.at(
-            "bootstrap",
-            "'bootstrap_expect > 0' and 'bootstrap = true' are mutually exclusive",
-        );
-    }
-    if bootstrap && !server {
-        p.at("bootstrap", "'bootstrap = true' requires 'server = true'");
-    }
-    if bootstrap {
-        warnings.push("bootstrap = true: do not enable unless necessary".to_owned());
-    }
-    match expect {
-        1 => warnings.push("BootstrapExpect is set to 1; this is the same as Bootstrap mode.".to_owned()),
-        2 => warnings.push(
-            "bootstrap_expect = 2: A cluster with 2 servers will provide no failure tolerance. See \
-             https://www.consul.io/docs/internals/consensus.html#deployment-table"
-                .to_owned(),
-        ),
-        even if even > 2 && even % 2 == 0 => warnings.push(
-            "bootstrap_expect is even number: A cluster with an even number of servers does not achieve optimum fault \
-             tolerance. See https://www.consul.io/docs/internals/consensus.html#deployment-table"
-                .to_owned(),
-        ),
-        _ => {}
-    }
-    u32::try_from(expect).unwrap_or_default()
-}
-
-// === the parts ===
-
-fn tls(file: &file::Tls, p: &mut Problems<'_>) -> TlsConfig {
-    let mut part = |name: &str, own: &file::TlsPart| {
-        let path = |own: &Option<String>, default: &Option<String>| {
-            own.as_ref()
-                .or(default.as_ref())
-                .filter(|text| !text.is_empty())
-                .map(PathBuf::from)
-        };
-        let defaults = &file.defaults;
-        let min_version = match own
-            .tls_min_version
-            .as_deref()
-            .or(defaults.tls_min_version.as_deref())
-        {
-            // rustls speaks nothing older than 1.2, which is then the least.
-            None
-            | Some(
-                "" | "TLSv1_0" | "TLSv1_1" | "TLSv1_2" | "TLS10" | "TLS11" | "TLS12" | "tls10"
-                | "tls11" | "tls12",
-            ) => TlsVersion::V1_2,
-            Some("TLSv1_3" | "TLS13" | "tls13") => TlsVersion::V1_3,
-            Some(other) => {
-                let from = if own.tls_min_version.is_some() {
-                    name
-                } else {
-                    "defaults"
-                };
-                p.at(
-                    &format!("tls.{from}.tls_min_version"),
-                    format!(
-                        "tls.{from}.tls_min_version: unknown version {other:?}: TLSv1_2 or TLSv1_3"
-                    ),
-                );
-                TlsVersion::V1_2
-            }
-        };
-        let files = TlsFiles {
-            ca_file: path(&own.ca_file, &defaults.ca_file),
-            ca_path: path(&own.ca_path, &defaults.ca_path),
-            cert_file: path(&own.cert_file, &defaults.cert_file),
-            key_file: path(&own.key_file, &defaults.key_file),
-            verify_incoming: own
-                .verify_incoming
-                .or(defaults.verify_incoming)
-                .unwrap_or_default(),
-            verify_outgoing: own
-                .verify_outgoing
-                .or(defaults.verify_outgoing)
-                .unwrap_or_default(),
-            min_version,
-        };
-        if files.cert_file.is_some() != files.key_file.is_some() {
-            p.at(
-                &format!("tls.{name}"),
-                format!("tls.{name}: cert_file and key_file need each other"),
-            );
-        }
-        if files.verify_incoming && files.ca_file.is_none() && files.ca_path.is_none() {
-            p.at(
-                &format!("tls.{name}"),
-                format!("tls.{name}: VerifyIncoming set but no CA certificates were provided"),
-            );
-        }
-        files
-    };
-    TlsConfig {
-        https: part("https", &file.https),
-        grpc: part("grpc", &file.grpc),
-        internal_rpc: part("internal_rpc", &file.internal_rpc),
-    }
-}
-
 fn http(file: &file::Http, p: &mut Problems<'_>) -> HttpConfig {
     let allow_write_from = file.allow_write_http_from.iter().filter_map(|text| {
         let network = Network::parse(text);
@@ -526,105 +368,6 @@ fn http(file: &file::Http, p: &mut Problems<'_>) -> HttpConfig {
     }
 }
 
-fn dns(file: &file::Dns, recursors: &[String], p: &mut Problems<'_>) -> DnsConfig {
-    let mut limit = |key: &str, value: i64| {
-        usize::try_from(value).unwrap_or_else(|_| {
-            let message = format!(
-                "dns_config.{key} cannot be {value}. Must be greater than or equal to zero"
-            );
-            p.at(&format!("dns_config.{key}"), message);
-            0
-        })
-    };
-    let (udp_answer_limit, a_record_limit) = (
-        limit("udp_answer_limit", file.udp_answer_limit),
-        limit("a_record_limit", file.a_record_limit),
-    );
-    let random_recursor = match file.recursor_strategy.as_str() {
-        "random" => true,
-        "" | "sequential" => false,
-        other => {
-            let message = format!(
-                "dns_config.recursor_strategy: unknown strategy {other:?}: sequential or random"
-            );
-            p.at("dns_config.recursor_strategy", message);
-            false
-        }
-    };
-    let recursors = recursors.iter().filter_map(|text| {
-        let address = recursor(text);
-        if address.is_none() {
-            p.at(
-                "recursors",
-                format!("recursors: {text:?} is not an address with or without a port"),
-            );
-        }
-        address
-    });
-    DnsConfig {
-        recursors: recursors.collect(),
-        only_passing: file.only_passing,
-        allow_stale: file.allow_stale,
-        max_stale: file.max_stale.to_std(),
-        node_ttl: file.node_ttl.to_std(),
-        service_ttl: file
-            .service_ttl
-            .iter()
-            .map(|(name, ttl)| (name.clone(), ttl.to_std()))
-            .collect::<BTreeMap<_, Duration>>(),
-        enable_truncate: file.enable_truncate,
-        udp_answer_limit,
-        a_record_limit,
-        disable_compression: file.disable_compression,
-        node_meta_txt: file.enable_additional_node_meta_txt,
-        soa: SoaConfig {
-            refresh: file.soa.refresh,
-            retry: file.soa.retry,
-            expire: file.soa.expire,
-            min_ttl: file.soa.min_ttl,
-        },
-        random_recursor,
-        recursor_timeout: file.recursor_timeout.to_std(),
-    }
-}
-
-fn recursor(text: &str) -> Option<SocketAddr> {
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
-    text.parse()
-        .ok()
-        .or_else(|| Some(SocketAddr::new(bare.parse().ok()?, 53)))
-}
-
-/// A domain with its closing dot.
-fn domain(p: &mut Problems<'_>, key: &str, text: &str) -> String {
-    let name = text.trim_matches('.').to_lowercase();
-    let good_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-    };
-    if name.len() > 200 || !name.split('.').all(good_label) {
-        p.at(key, format!("{key}: {text:?} is not a domain"));
-    }
-    format!("{name}.")
-}
-
-/// The alternative domain. Its first label must not look like a part of a name in the domain.
-fn domain_alt(p: &mut Problems<'_>, text: &str, datacenter: &str) -> String {
-    let name = domain(p, "alt_domain", text);
-    let first = name.split('.').next().unwrap_or_default();
-    if ["service", "connect", "node", "query", "addr", datacenter].contains(&first) {
-        p.at(
-            "alt_domain",
-            format!(
-                "alt_domain cannot start with {{service,connect,node,query,addr,{datacenter}}}"
-            ),
-        );
-    }
-    name
-}
-
 fn telemetry_filter(file: &file::Telemetry) -> (TelemetryFilter, Vec<&String>) {
     let mut filter = TelemetryFilter {
         default: file.filter_default,
@@ -640,68 +383,4 @@ fn telemetry_filter(file: &file::Telemetry) -> (TelemetryFilter, Vec<&String>) {
         }
     }
     (filter, bad)
-}
-
-fn check_definitions(
-    file: &FileConfig,
-    scripts: ScriptPolicy,
-    p: &mut Problems<'_>,
-    warnings: &mut Vec<String>,
-) {
-    let nodes = |key: &str| {
-        p.document
-            .get(key)
-            .and_then(Node::as_list)
-            .unwrap_or_default()
-    };
-    let (service_nodes, check_nodes) = (nodes("services"), nodes("checks"));
-    for (index, service) in file.services.iter().enumerate() {
-        if let Err(error) = service.validate(Origin::File, scripts) {
-            p.at_node(
-                service_nodes.get(index),
-                format!("services[{index}] ({:?}): {error}", service.name),
-            );
-        }
-        warnings.extend(service.warnings());
-    }
-    for (index, check) in file.checks.iter().enumerate() {
-        let mut problem = |error: &dyn std::fmt::Display| {
-            p.at_node(
-                check_nodes.get(index),
-                format!("checks[{index}] ({:?}): {error}", check.name),
-            );
-        };
-        if check.name.is_empty() {
-            problem(&"Missing check name");
-        }
-        if let Err(error) = check.validate(Origin::File, scripts) {
-            problem(&format!("Invalid check: {error}"));
-        }
-    }
-}
-
-fn config_entries(p: &mut Problems<'_>, warnings: &mut Vec<String>) -> Vec<ConfigEntry> {
-    let document = p.document;
-    let nodes = document
-        .at(["config_entries", "bootstrap"])
-        .and_then(Node::as_list)
-        .unwrap_or_default();
-    let mut entries = Vec::new();
-    for (index, node) in nodes.iter().enumerate() {
-        match config_entry::decode_node(node) {
-            Ok(entry) => entries.push(entry),
-            Err(ConfigEntryError::Kind(error @ UnknownKind::NotBuilt(_))) => {
-                warnings.push(format!(
-                    "config_entries.bootstrap[{index}] has no effect: {error}"
-                ));
-            }
-            // Has its place already.
-            Err(ConfigEntryError::Decode(error)) => p.list.push(error.to_string()),
-            Err(error) => p.at_node(
-                Some(node),
-                format!("config_entries.bootstrap[{index}]: {error}"),
-            ),
-        }
-    }
-    entries
 }

@@ -2,11 +2,15 @@
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hasher},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use serde::Serialize;
 use tokio::sync::watch;
 use wharf_registry::model::Str;
+
+use super::LocalState;
 
 /// What can be watched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,4 +59,47 @@ impl LocalWatches {
     pub(super) fn len(&self) -> usize {
         self.lock().len()
     }
+}
+
+/// An interest in one instance or its health.
+#[derive(Debug)]
+pub struct LocalWatch {
+    local: LocalState,
+    key: LocalKey,
+    cell: watch::Receiver<()>,
+}
+
+impl LocalWatch {
+    /// Completes when there was a change since the watch began, or since the last completion. Cancel safe.
+    pub async fn changed(&mut self) {
+        if self.cell.changed().await.is_err() {
+            // The cell lives as long as its watchers; should it not, there is nothing to wait for.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for LocalWatch {
+    fn drop(&mut self) {
+        self.local.shared.watches.release(&self.key);
+    }
+}
+
+impl LocalState {
+    /// Starts to watch an instance or its health. To miss nothing, watch first and read after.
+    pub fn watch(&self, key: LocalKey) -> LocalWatch {
+        let cell = self.shared.watches.subscribe(&key);
+        LocalWatch {
+            local: self.clone(),
+            key,
+            cell,
+        }
+    }
+}
+
+/// A hash of what an answer says, for `?hash=` blocking. The same within one run of the agent.
+pub fn content_hash(content: &impl Serialize) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&serde_json::to_vec(content).unwrap_or_default());
+    format!("{:016x}", hasher.finish())
 }
