@@ -1,9 +1,9 @@
 //! The configuration of an agent: Consul's files and flags.
 //!
 //! Defaults, then development defaults, then files in order, then flags, then `-hcl` pieces: a later value wins,
-//! lists append, maps merge key by key. Flags that are lists come before those of files. The documents are merged
-//! as trees that know where each value was written, so that any mistake, in a type or in its meaning, is told with
-//! file and line. The rules are those of Consul's `agent` documentation.
+//! lists append, maps merge key by key. Flags that are lists come before those of files. Each document is checked for
+//! keys and types on its own; then they are merged as trees that know where each value was written, so that any
+//! mistake, in a type or in its meaning, is told with file and line. The rules are those of Consul's `agent` documentation.
 
 mod address;
 mod debug;
@@ -124,11 +124,16 @@ pub fn load_in(flags: &AgentFlags, environment: &Environment) -> Result<Loaded, 
         mut warnings,
         ignored_keys,
         mut problems,
+        mistyped,
     } = reader;
     warnings.extend(flags.ignored.iter().filter_map(|spec| match spec.effect {
         FlagEffect::Ignored(why) => Some(format!("flag -{} has no effect: {why}", spec.name)),
         _ => None,
     }));
+    if !mistyped.is_empty() {
+        problems.extend(mistyped);
+        return Err(ConfigError { problems });
+    }
     let file: FileConfig = match decode_all(&merged, Mode::Strict) {
         Ok(file) => file,
         Err(errors) => {
@@ -158,6 +163,8 @@ struct Reader {
     warnings: Vec<String>,
     ignored_keys: Vec<IgnoredKey>,
     problems: Vec<String>,
+    /// Problems of keys and types. With any of them there is no configuration whose meaning could be checked.
+    mistyped: Vec<String>,
 }
 
 impl Default for Reader {
@@ -167,6 +174,7 @@ impl Default for Reader {
             warnings: Vec::new(),
             ignored_keys: Vec::new(),
             problems: Vec::new(),
+            mistyped: Vec::new(),
         }
     }
 }
@@ -189,6 +197,10 @@ impl Reader {
             {
                 self.ignored_keys.push(ignored);
             }
+        }
+        // On its own: what a later document overrides must be right too, or it waits to be found out.
+        if let Err(errors) = decode_all::<FileConfig>(&document, Mode::Strict) {
+            self.mistyped.extend(errors.iter().map(ToString::to_string));
         }
         self.merged.merge(document);
     }

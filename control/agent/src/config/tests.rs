@@ -418,8 +418,26 @@ fn every_mistake_is_told_with_its_place() {
             "c.hcl:1:13: expected a value, found `foo` (a string is written in double quotes)\n  1 | node_name = foo\n    |             ^",
             "a.hcl:1:1: unknown key \"bind_adr\" (did you mean \"bind_addr\"?)",
             "a.hcl:3:10: ports.http: expected an integer, found a string \"80a\"",
-            "b.json:2:12: server: expected true or false, found 1",
             "a.hcl:7:3: unknown key \"services[0].prot\" (did you mean \"port\"?)",
+            "b.json:2:12: server: expected true or false, found 1",
+        ]
+    );
+}
+
+#[test]
+fn a_wrong_type_is_told_though_something_later_overrides_it() {
+    let folder = Folder::new(&[
+        (
+            "a.hcl",
+            "data_dir = \"/d\"\nserver = \"maybe\"\nports { http = \"80a\" }",
+        ),
+        ("b.hcl", "ports { http = 80 }"),
+    ]);
+    assert_eq!(
+        folder.problems(&[("server", "true")]),
+        [
+            "a.hcl:3:16: ports.http: expected an integer, found a string \"80a\"",
+            "a.hcl:2:10: server: expected true or false, found a string \"maybe\"",
         ]
     );
 }
