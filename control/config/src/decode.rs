@@ -72,13 +72,16 @@ fn is_consequence(error: &DecodeError, earlier: &DecodeError) -> bool {
     }
 }
 
-/// Decodes the JSON body of a request. Its size is limited by the caller.
-pub fn decode_json_bytes<T: DeserializeOwned>(bytes: &[u8], mode: Mode) -> Result<T, DecodeError> {
+/// Reads the JSON body of a request. Its size is limited by the caller.
+pub fn parse_json_bytes(bytes: &[u8]) -> Result<Node, DecodeError> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| DecodeError::of_text(DecodeErrorKind::NotUtf8(error.valid_up_to())))?;
-    let node = parse_json("", text)
-        .map_err(|error| DecodeError::of_text(DecodeErrorKind::Syntax(error)))?;
-    decode(&node, mode)
+    parse_json("", text).map_err(|error| DecodeError::of_text(DecodeErrorKind::Syntax(error)))
+}
+
+/// [`parse_json_bytes`] and [`decode`].
+pub fn decode_json_bytes<T: DeserializeOwned>(bytes: &[u8], mode: Mode) -> Result<T, DecodeError> {
+    decode(&parse_json_bytes(bytes)?, mode)
 }
 
 /// Decodes a JSON value that has been read already, such as a part of a larger body.

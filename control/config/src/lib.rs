@@ -22,7 +22,9 @@ pub mod json;
 mod node;
 mod parse;
 
-pub use decode::{Mode, decode, decode_all, decode_json_bytes, decode_json_value};
+pub use decode::{
+    Mode, decode, decode_all, decode_json_bytes, decode_json_value, parse_json_bytes,
+};
 pub use duration::{GoDuration, ParseDurationError};
 pub use error::{DecodeError, DecodeErrorKind, Segment};
 pub use hcl::parse_hcl;

@@ -3,6 +3,7 @@
 use clap::{ArgMatches, Command};
 use serde::Deserialize;
 use serde_json::Value;
+use wharf_agent::config_entry::{self, ConfigEntryError};
 
 use super::{GroupHelp, client_command};
 use crate::{
@@ -157,7 +158,14 @@ async fn write(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failur
         ));
     };
     let cas = CheckAndSet::from_flags(matches)?;
-    let entry = document::read(file, shell)?.to_json();
+    let document = document::read(file, shell)?;
+    // Only here is it known where a key stands. All else is the agent's to judge, which may know more kinds.
+    if let Err(ConfigEntryError::UnknownKeys(keys)) = config_entry::decode_node(&document) {
+        return Err(Failure::new(format!(
+            "Failed to decode config entry input: {keys}"
+        )));
+    }
+    let entry = document.to_json();
     let (Some(kind), Some(name)) = (member(&entry, "kind"), member(&entry, "name")) else {
         return Err(Failure::new("Failed to decode config entry input")
             .because("an entry needs a Kind and a Name")

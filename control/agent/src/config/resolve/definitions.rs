@@ -62,8 +62,11 @@ pub(super) fn config_entries(p: &mut Problems<'_>, warnings: &mut Vec<String>) -
                     "config_entries.bootstrap[{index}] has no effect: {error}"
                 ));
             }
-            // Has its place already.
+            // These have their places already.
             Err(ConfigEntryError::Decode(error)) => p.list.push(error.to_string()),
+            Err(ConfigEntryError::UnknownKeys(errors)) => {
+                p.list.extend(errors.iter().map(ToString::to_string));
+            }
             Err(error) => p.at_node(
                 Some(node),
                 format!("config_entries.bootstrap[{index}]: {error}"),
