@@ -6,7 +6,10 @@ use wharf_proto::v1::{Check, CheckStatus, Instance, check::Kind};
 use wharf_registry::model::{self, NodeService, Str, StrMap, Weights};
 
 use super::status::Violations;
-use crate::local::{CheckKind, CheckSpec, CheckTls, HttpCheck, Registration, Source, Thresholds};
+use crate::{
+    definition::validate_meta,
+    local::{CheckKind, CheckSpec, CheckTls, HttpCheck, Registration, Source, Thresholds},
+};
 
 /// Bounds of one registration; texts in bytes.
 const MAX_TEXT: usize = 1024;
@@ -82,13 +85,13 @@ fn service(path: &str, instance: Instance, violations: &mut Violations) -> NodeS
             &format!("at most {MAX_TAGS}, each of at most {MAX_TEXT} bytes"),
         );
     }
-    let meta = instance
+    let meta: StrMap = instance
         .meta
         .iter()
         .map(|(key, value)| (Str::from(&**key), Str::from(&**value)))
         .collect();
-    if !is_meta(&meta) {
-        wrong("meta", META_RULE);
+    if let Err(error) = validate_meta(&meta) {
+        wrong("meta", &error.to_string());
     }
     let weights = match instance.weights {
         None => Weights::default(),
@@ -301,18 +304,6 @@ fn kind(path: &str, kind: Option<Kind>, violations: &mut Violations) -> CheckKin
             }))
         }
     }
-}
-
-const META_RULE: &str = "at most 64 pairs, of keys with 1 to 128 of A-Z, a-z, 0-9, _ and -, not \
-                         beginning with consul-, and values of at most 512 bytes";
-
-fn is_meta(meta: &StrMap) -> bool {
-    let is_key = |key: &str| {
-        let valid = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-        (1..=128).contains(&key.len()) && key.bytes().all(valid) && !key.starts_with("consul-")
-    };
-    let mut pairs = meta.iter();
-    meta.len() <= 64 && pairs.all(|(key, value)| is_key(key) && value.len() <= 512)
 }
 
 fn is_host_and_port(text: &str) -> bool {
