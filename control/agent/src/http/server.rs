@@ -18,7 +18,8 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -120,7 +121,7 @@ async fn accept(shared: Arc<Shared>, listener: HttpListener) {
 
 enum Connection {
     Tcp(TcpStream, SocketAddr),
-    Unix(tokio::net::UnixStream),
+    Unix(UnixStream),
 }
 
 async fn accept_one(listener: &HttpListener) -> io::Result<Connection> {
@@ -152,7 +153,7 @@ fn spawn(shared: &Arc<Shared>, listener: &HttpListener, connection: Connection) 
     let tasks = shared.tasks.clone();
     match connection {
         Connection::Unix(stream) => {
-            tasks.spawn(async move { serve(&shared, stream, None).await });
+            tasks.spawn(unix(shared, stream));
         }
         Connection::Tcp(mut stream, peer) => {
             let ip = canonical(peer.ip());
@@ -161,9 +162,7 @@ fn spawn(shared: &Arc<Shared>, listener: &HttpListener, connection: Connection) 
                 metrics::counter!("wharf_http_connections_refused_total").increment(1);
                 tasks.spawn(async move {
                     // Best effort: the client is told, but never waited for.
-                    let _ =
-                        tokio::time::timeout(Duration::from_secs(1), stream.write_all(TOO_MANY))
-                            .await;
+                    let _ = timeout(Duration::from_secs(1), stream.write_all(TOO_MANY)).await;
                 });
                 return;
             };
@@ -174,31 +173,58 @@ fn spawn(shared: &Arc<Shared>, listener: &HttpListener, connection: Connection) 
                 HttpListener::Tls(_, acceptor) => Some(acceptor.clone()),
                 HttpListener::Plain(_) | HttpListener::Unix(..) => None,
             };
-            tasks.spawn(async move {
-                let _slot = slot;
-                let silent = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.readable());
-                if silent.await.is_err() {
-                    return;
-                }
-                // Only a connection that speaks is given the memory to be served with.
-                match acceptor {
-                    None => Box::pin(serve(&shared, stream, Some(ip))).await,
-                    Some(acceptor) => {
-                        let handshake = Box::pin(tokio::time::timeout(
-                            HANDSHAKE_TIMEOUT,
-                            acceptor.accept(stream),
-                        ));
-                        match handshake.await {
-                            Ok(Ok(stream)) => Box::pin(serve(&shared, stream, Some(ip))).await,
-                            Ok(Err(error)) => {
-                                tracing::debug!(%error, from = %ip, "TLS handshake failed");
-                            }
-                            Err(_) => tracing::debug!(from = %ip, "TLS handshake timed out"),
-                        }
-                    }
-                }
-            });
+            tasks.spawn(tcp(shared, stream, acceptor, slot));
         }
+    }
+}
+
+/// A connection over TCP, to its end. While it is silent it holds this future and its socket: what serves
+/// requests is boxed, and made when there is something to read.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn would hold its arguments twice"
+)]
+fn tcp(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    slot: Slot,
+) -> impl Future<Output = ()> {
+    async move {
+        let ip = slot.ip;
+        // An error shows again when it is read.
+        let first_byte = timeout(FIRST_BYTE_TIMEOUT, stream.readable());
+        if first_byte.await.is_err() {
+            return;
+        }
+        match acceptor {
+            None => Box::pin(serve(&shared, stream, Some(ip))).await,
+            Some(acceptor) => Box::pin(serve_tls(&shared, stream, acceptor, ip)).await,
+        }
+        drop(slot);
+    }
+}
+
+/// [`tcp`], over a Unix socket.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn would hold its arguments twice"
+)]
+fn unix(shared: Arc<Shared>, stream: UnixStream) -> impl Future<Output = ()> {
+    async move {
+        let first_byte = timeout(FIRST_BYTE_TIMEOUT, stream.readable());
+        if first_byte.await.is_ok() {
+            Box::pin(serve(&shared, stream, None)).await;
+        }
+    }
+}
+
+async fn serve_tls(shared: &Arc<Shared>, stream: TcpStream, acceptor: TlsAcceptor, ip: IpAddr) {
+    let handshake = Box::pin(timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
+    match handshake.await {
+        Ok(Ok(stream)) => Box::pin(serve(shared, stream, Some(ip))).await,
+        Ok(Err(error)) => tracing::debug!(%error, from = %ip, "TLS handshake failed"),
+        Err(_) => tracing::debug!(from = %ip, "TLS handshake timed out"),
     }
 }
 
@@ -226,7 +252,7 @@ where
     }
     connection.as_mut().graceful_shutdown();
     // Whoever is still writing after this is cut off with the runtime.
-    let _ = tokio::time::timeout(DRAIN, connection).await;
+    let _ = timeout(DRAIN, connection).await;
 }
 
 /// How many connections each client address holds.
@@ -275,6 +301,19 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The size of what a function returns, without calling it.
+    fn size_of_future<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_silent_connection_is_a_small_future() {
+        let tcp = size_of_future(tcp);
+        assert!(tcp <= 512, "{tcp} bytes for each connection over TCP");
+        let unix = size_of_future(|shared, stream, (), ()| unix(shared, stream));
+        assert!(unix <= 512, "{unix} bytes for each over a Unix socket");
+    }
 
     #[test]
     fn a_client_gets_its_slots_and_no_more() {
