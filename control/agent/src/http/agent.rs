@@ -373,8 +373,7 @@ pub(crate) async fn maintenance(
     } else {
         context.local.end_node_maintenance().await?;
     }
-    super::agent_services::settle(context).await;
-    Ok(response::empty(StatusCode::OK))
+    super::agent_services::settled(context).await
 }
 
 /// `?enable=`: required, a boolean.

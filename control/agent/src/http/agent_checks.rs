@@ -8,7 +8,7 @@ use wharf_registry::model::{CheckStatus, HealthCheck, Str};
 
 use super::{
     HttpContext,
-    agent_services::settle,
+    agent_services::settled,
     blocking::check_datacenter,
     error::HttpError,
     filter::RowFilter,
@@ -70,8 +70,7 @@ pub(crate) async fn register(
     let mut spec = CheckSpec::from_definition(definition, Origin::Api);
     spec.token = request.caller.token().cloned().or(spec.token);
     context.local.register_check(spec).await?;
-    settle(context).await;
-    Ok(response::empty(StatusCode::OK))
+    settled(context).await
 }
 
 /// Whether the caller may change the check; one that does not exist is told by who acts on it.
@@ -92,8 +91,7 @@ pub(crate) async fn deregister(
     let id = request.name("Missing check ID")?;
     may_change(context, &request, id)?;
     context.local.deregister_check(id).await?;
-    settle(context).await;
-    Ok(response::empty(StatusCode::OK))
+    settled(context).await
 }
 
 pub(crate) async fn pass(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
@@ -145,6 +143,5 @@ async fn report(
     let id = request.name("Missing check ID")?;
     may_change(context, &request, id)?;
     context.local.report_ttl(id, status, output).await?;
-    settle(context).await;
-    Ok(response::empty(StatusCode::OK))
+    settled(context).await
 }

@@ -31,11 +31,13 @@ const MAX_BODY: usize = 512 * 1024;
 /// How long a registration waits for the catalog to have it. The agent goes on trying after that.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Waits until the catalog has what was changed, so that who registered something can find it.
-pub(super) async fn settle(context: &HttpContext) {
+/// Answers a change of the agent's services or checks when the catalog has it, so that who registered
+/// something can find it.
+pub(super) async fn settled(context: &HttpContext) -> Result<Response, HttpError> {
     if !context.local.synced(SETTLE).await {
         tracing::debug!("the catalog does not have the latest local change yet");
     }
+    Ok(response::empty(StatusCode::OK))
 }
 
 impl From<LocalError> for HttpError {
@@ -181,8 +183,7 @@ pub(crate) async fn register(
     registration.token = request.caller.token().cloned().or(registration.token);
     registration.replace_existing_checks = request.flag("replace-existing-checks")?;
     context.local.register_service(registration).await?;
-    settle(context).await;
-    Ok(response::empty(StatusCode::OK))
+    settled(context).await
 }
 
 /// Whether the caller may change the instance; one that does not exist is told by who acts on it.
@@ -203,8 +204,7 @@ pub(crate) async fn deregister(
     let id = request.name("Missing service ID")?;
     may_change(context, &request, id)?;
     context.local.deregister_service(id).await?;
-    settle(context).await;
-    Ok(response::empty(StatusCode::OK))
+    settled(context).await
 }
 
 pub(crate) async fn maintenance(
@@ -233,8 +233,7 @@ pub(crate) async fn maintenance(
         }
         result => result?,
     }
-    settle(context).await;
-    Ok(response::empty(StatusCode::OK))
+    settled(context).await
 }
 
 /// The health of an instance as one word, from its own checks and the node's.

@@ -90,10 +90,8 @@ impl ReadOptions {
 /// One datacenter is known, and Enterprise's namespaces are not.
 pub(crate) fn check_datacenter(context: &HttpContext, request: &Request) -> Result<(), HttpError> {
     let query = &request.query;
-    if let Some(datacenter) = query.get("dc").or_else(|| query.get("datacenter"))
-        && !datacenter.eq_ignore_ascii_case(&context.node.datacenter)
-    {
-        return Err(HttpError::internal("No path to datacenter"));
+    if let Some(datacenter) = query.get("dc").or_else(|| query.get("datacenter")) {
+        known_datacenter(context, datacenter)?;
     }
     for (name, what) in [("ns", "Namespaces are"), ("partition", "Partitions are")] {
         if query.get(name).is_some() {
@@ -119,6 +117,15 @@ pub(crate) fn check_datacenter(context: &HttpContext, request: &Request) -> Resu
     Ok(())
 }
 
+/// Refuses every datacenter but this one.
+pub(crate) fn known_datacenter(context: &HttpContext, name: &str) -> Result<(), HttpError> {
+    if name.eq_ignore_ascii_case(&context.node.datacenter) {
+        Ok(())
+    } else {
+        Err(HttpError::internal("No path to datacenter"))
+    }
+}
+
 /// What a read comes to.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -131,10 +138,15 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn json(json: Bytes) -> Answer {
+        Answer::rows(json, false)
+    }
+
+    /// Rows, of which some were left out if `filtered`: the caller may not see them.
+    pub(crate) fn rows(json: Bytes, filtered: bool) -> Answer {
         Answer {
             status: StatusCode::OK,
             json: Some(json),
-            filtered: false,
+            filtered,
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use wharf_registry::{
     Command, View,
@@ -14,9 +13,10 @@ use wharf_registry::{
 
 use super::{
     HttpContext,
-    blocking::{self, Answer, ReadOptions, check_datacenter},
+    blocking::{self, Answer, ReadOptions, check_datacenter, known_datacenter},
     error::HttpError,
     filter::RowFilter,
+    named::NamedRead,
     request::Request,
     response::{self, Response},
     shapes::{CatalogService, by_node},
@@ -51,11 +51,7 @@ pub(crate) async fn nodes(context: &HttpContext, request: Request) -> Result<Res
             }
         }
         let json = filter.encode(&rows, options.pretty)?;
-        Ok(Answer {
-            status: StatusCode::OK,
-            json: Some(json),
-            filtered,
-        })
+        Ok(Answer::rows(json, filtered))
     };
     blocking::read(
         context,
@@ -103,11 +99,7 @@ pub(crate) async fn services(
             }
         }
         let json = response::encode(&rows, options.pretty)?;
-        Ok(Answer {
-            status: StatusCode::OK,
-            json: Some(json),
-            filtered,
-        })
+        Ok(Answer::rows(json, filtered))
     };
     if filter.has_expression() {
         // Which services count depends on anything that instances say.
@@ -129,16 +121,13 @@ pub(crate) async fn service(
     context: &HttpContext,
     request: Request,
 ) -> Result<Response, HttpError> {
-    let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
-    let name = request.name("Missing service name")?;
+    let read = NamedRead::of_service(context, &request)?;
+    let NamedRead { caller, filter, .. } = &read;
     let answer = |view: &View| {
         let mut rows = Vec::new();
         let mut filtered = false;
-        if let Some(entry) = view.service(name) {
-            let visible = request
-                .caller
-                .may(Resource::Service(&entry.name), Access::Read);
+        if let Some(entry) = view.service(read.name) {
+            let visible = caller.may(Resource::Service(&entry.name), Access::Read);
             filtered = !visible;
             for instance in entry.instances.values().filter(|_| visible) {
                 if filter.instance(instance) {
@@ -147,22 +136,10 @@ pub(crate) async fn service(
             }
         }
         filter.sort_near(&mut rows, by_node);
-        let json = filter.encode(&rows, options.pretty)?;
-        Ok(Answer {
-            status: StatusCode::OK,
-            json: Some(json),
-            filtered,
-        })
+        let json = filter.encode(&rows, read.options.pretty)?;
+        Ok(Answer::rows(json, filtered))
     };
-    let keys = [WatchKey::service(name)];
-    blocking::read(
-        context,
-        &options,
-        &keys,
-        |view| view.service_index(name),
-        answer,
-    )
-    .await
+    read.respond(context, answer).await
 }
 
 /// A node with its instances by id.
@@ -215,12 +192,10 @@ async fn node_read(
     request: Request,
     encode: impl Fn(Option<&Node>, Vec<&NodeService>, bool) -> Result<bytes::Bytes, HttpError>,
 ) -> Result<Response, HttpError> {
-    let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
-    let name = request.name("Missing node name")?;
-    let caller = &request.caller;
+    let read = NamedRead::of_node(context, &request)?;
+    let NamedRead { caller, filter, .. } = &read;
     let answer = |view: &View| {
-        let entry = view.node(name).map(|entry| &**entry);
+        let entry = view.node(read.name).map(|entry| &**entry);
         let visible: Option<&NodeEntry> =
             entry.filter(|entry| caller.may(Resource::Node(&entry.node.name), Access::Read));
         let mut services: Vec<&NodeService> = Vec::new();
@@ -235,23 +210,11 @@ async fn node_read(
             }
         }
         let node = visible.map(|entry| &*entry.node);
-        let json = encode(node, services, options.pretty)?;
+        let json = encode(node, services, read.options.pretty)?;
         let filtered = entry.is_some() && visible.is_none();
-        Ok(Answer {
-            status: StatusCode::OK,
-            json: Some(json),
-            filtered,
-        })
+        Ok(Answer::rows(json, filtered))
     };
-    let keys = [WatchKey::node(name)];
-    blocking::read(
-        context,
-        &options,
-        &keys,
-        |view| view.node_index(name),
-        answer,
-    )
-    .await
+    read.respond(context, answer).await
 }
 
 /// The body of `/v1/catalog/register`.
@@ -278,12 +241,8 @@ pub(crate) async fn register(
 ) -> Result<Response, HttpError> {
     check_datacenter(context, &request)?;
     let body: RegisterBody = request.json(MAX_BODY).await?;
-    if !body.datacenter.is_empty()
-        && !body
-            .datacenter
-            .eq_ignore_ascii_case(&context.node.datacenter)
-    {
-        return Err(HttpError::internal("No path to datacenter"));
+    if !body.datacenter.is_empty() {
+        known_datacenter(context, &body.datacenter)?;
     }
     request
         .caller
@@ -333,12 +292,8 @@ pub(crate) async fn deregister(
 ) -> Result<Response, HttpError> {
     check_datacenter(context, &request)?;
     let body: DeregisterBody = request.json(MAX_BODY).await?;
-    if !body.datacenter.is_empty()
-        && !body
-            .datacenter
-            .eq_ignore_ascii_case(&context.node.datacenter)
-    {
-        return Err(HttpError::internal("No path to datacenter"));
+    if !body.datacenter.is_empty() {
+        known_datacenter(context, &body.datacenter)?;
     }
     if body.node.is_empty() {
         return Err(HttpError::internal("Must provide node"));

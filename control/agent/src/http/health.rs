@@ -1,6 +1,6 @@
 //! `/v1/health`: checks, and the instances that they speak for.
 
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 use wharf_registry::{
     View,
     model::{CheckStatus, HealthCheck},
@@ -12,6 +12,7 @@ use super::{
     blocking::{self, Answer, ReadOptions},
     error::HttpError,
     filter::RowFilter,
+    named::NamedRead,
     request::Request,
     response::{self, Response},
     shapes::HealthService,
@@ -22,30 +23,27 @@ pub(crate) async fn service(
     context: &HttpContext,
     request: Request,
 ) -> Result<Response, HttpError> {
-    let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
-    let name = request.name("Missing service name")?;
+    let read = NamedRead::of_service(context, &request)?;
+    let NamedRead {
+        caller,
+        filter,
+        options,
+        ..
+    } = &read;
     let passing = request.flag("passing")?;
     let shared = filter.is_empty()
-        && request.caller.may_everything()
+        && caller.may_everything()
         && options.pretty == context.settings.load().pretty;
     let answer = |view: &View| {
-        let Some(entry) = view.service(name) else {
+        let Some(entry) = view.service(read.name) else {
             return Ok(Answer::json(response::encode::<[(); 0]>(
                 &[],
                 options.pretty,
             )?));
         };
-        if !request
-            .caller
-            .may(Resource::Service(&entry.name), Access::Read)
-        {
+        if !caller.may(Resource::Service(&entry.name), Access::Read) {
             let json = response::encode::<[(); 0]>(&[], options.pretty)?;
-            return Ok(Answer {
-                status: StatusCode::OK,
-                json: Some(json),
-                filtered: true,
-            });
+            return Ok(Answer::rows(json, true));
         }
         // The same question by anyone gets the same bytes, made once per change.
         if shared && let Some(json) = entry.encoded_health(passing) {
@@ -65,15 +63,7 @@ pub(crate) async fn service(
         }
         Ok(Answer::json(json))
     };
-    let keys = [WatchKey::service(name)];
-    let mut response = blocking::read(
-        context,
-        &options,
-        &keys,
-        |view| view.service_index(name),
-        answer,
-    )
-    .await?;
+    let mut response = read.respond(context, answer).await?;
     response.headers_mut().insert(
         response::QUERY_BACKEND,
         HeaderValue::from_static("blocking-query"),
@@ -104,61 +94,37 @@ fn checks_answer<'a>(
         .collect();
     filter.sort_near(&mut rows, |check| &check.node);
     let json = filter.encode(&rows, options.pretty)?;
-    Ok(Answer {
-        status: StatusCode::OK,
-        json: Some(json),
-        filtered,
-    })
+    Ok(Answer::rows(json, filtered))
 }
 
 pub(crate) async fn node(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
-    let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
-    let name = request.name("Missing node name")?;
+    let read = NamedRead::of_node(context, &request)?;
     let answer = |view: &View| {
-        let entry = view.node(name);
+        let entry = view.node(read.name);
         let checks = entry
             .into_iter()
             .flat_map(|entry| entry.checks.values())
             .map(|check| &**check);
-        checks_answer(checks, &request.caller, &filter, &options)
+        checks_answer(checks, read.caller, &read.filter, &read.options)
     };
-    let keys = [WatchKey::node(name)];
-    blocking::read(
-        context,
-        &options,
-        &keys,
-        |view| view.node_index(name),
-        answer,
-    )
-    .await
+    read.respond(context, answer).await
 }
 
 pub(crate) async fn checks(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
-    let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
-    let name = request.name("Missing service name")?;
+    let read = NamedRead::of_service(context, &request)?;
     let answer = |view: &View| {
         let instances = view
-            .service(name)
+            .service(read.name)
             .into_iter()
             .flat_map(|entry| entry.instances.values());
         let checks = instances
-            .filter(|instance| filter.node_meta(&instance.node.meta))
+            .filter(|instance| read.filter.node_meta(&instance.node.meta))
             .flat_map(|instance| instance.checks.iter())
             .filter(|check| !check.service_id.is_empty())
             .map(|check| &**check);
-        checks_answer(checks, &request.caller, &filter, &options)
+        checks_answer(checks, read.caller, &read.filter, &read.options)
     };
-    let keys = [WatchKey::service(name)];
-    blocking::read(
-        context,
-        &options,
-        &keys,
-        |view| view.service_index(name),
-        answer,
-    )
-    .await
+    read.respond(context, answer).await
 }
 
 pub(crate) async fn state(context: &HttpContext, request: Request) -> Result<Response, HttpError> {

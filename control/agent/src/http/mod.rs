@@ -17,6 +17,7 @@ mod expression;
 mod filter;
 mod health;
 mod kv;
+mod named;
 mod request;
 mod response;
 mod router;
