@@ -8,14 +8,22 @@
 //! Many appends share an fsync (group commit): while one runs, the next ones gather. After a failed
 //! write or fsync the flushing thread stops for good, and whoever waits is told.
 //!
-//! The chunk files are made by the library, with the permissions of the process; nobody else gets
-//! through the directory around them.
+//! The chunk files are made by the library with the permissions of the process, and kept from others
+//! by us: at the start, and with the first append after a new one. The directory around them lets
+//! nobody through in between. The process's umask would do it earlier, and reach further: into the
+//! files of every script that a check runs, and the sockets and pid files meant for others.
 
 use std::{
+    fs,
     io::{self, Read, Write},
     ops::Range,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -23,7 +31,7 @@ use bytes::{Bytes, BytesMut};
 use raft_log::{
     RaftLog, Types,
     api::raft_log_writer::RaftLogWriter,
-    codeq::{Decode, Encode},
+    codeq::{Decode, Encode, Span},
 };
 
 use super::{
@@ -62,6 +70,9 @@ impl DiskLogConfig {
 pub struct DiskLog {
     /// `None` once closed.
     log: Mutex<Option<RaftLog<Stored>>>,
+    chunk_bytes: u64,
+    /// Where the newest chunk begins that nobody else may read. Changed under the lock of the log.
+    private_from: AtomicU64,
 }
 
 /// The cache is limited by bytes; this only keeps many tiny entries from costing more in
@@ -74,14 +85,38 @@ impl DiskLog {
         let directory = config.directory;
         let mut settings = raft_log::Config::new(directory.display());
         settings.wal.chunk_max_size = Some(config.chunk_bytes);
+        // Only their size closes them.
+        settings.wal.chunk_max_records = Some(usize::MAX);
         settings.wal.read_buffer_size = Some(1 << 20);
         settings.wal.flush_batch_wait = Some(config.gather);
         settings.log_cache_capacity = Some(config.cache_bytes);
         settings.log_cache_max_items = Some(CACHE_ENTRIES);
         let log = RaftLog::open(Arc::new(settings)).map_err(|error| refused(&directory, &error))?;
+        for file in fs::read_dir(&directory)? {
+            restrict(file?.path())?;
+        }
+        let newest = log.stat().open_chunk.global_start;
         Ok(DiskLog {
             log: Mutex::new(Some(log)),
+            chunk_bytes: config.chunk_bytes as u64,
+            private_from: AtomicU64::new(newest),
         })
+    }
+
+    /// Keeps the chunks that came since the last call from others. `end`: where the log ends now.
+    fn restrict_new_chunks(&self, log: &RaftLog<Stored>, end: u64) -> io::Result<()> {
+        let known = self.private_from.load(Ordering::Relaxed);
+        if end.saturating_sub(known) < self.chunk_bytes {
+            return Ok(());
+        }
+        let stat = log.stat();
+        let chunks = stat.closed_chunks.iter().chain([&stat.open_chunk]);
+        for chunk in chunks.filter(|chunk| chunk.global_start > known) {
+            restrict(log.config().wal.chunk_path(chunk.chunk_id))?;
+        }
+        self.private_from
+            .store(stat.open_chunk.global_start, Ordering::Relaxed);
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<RaftLog<Stored>>> {
@@ -93,6 +128,14 @@ impl DiskLog {
             Some(log) => act(log),
             None => Err(io::Error::other("the log is closed")),
         }
+    }
+}
+
+/// For the owner alone. A file that is gone was purged.
+fn restrict(path: impl AsRef<Path>) -> io::Result<()> {
+    match fs::set_permissions(path, PermissionsExt::from_mode(0o600)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
     }
 }
 
@@ -136,11 +179,12 @@ impl LogStore for DiskLog {
 
     fn append(&self, entries: Vec<Entry>, done: OnDurable) -> io::Result<()> {
         self.with(|log| {
-            log.append(
+            let written = log.append(
                 entries
                     .into_iter()
                     .map(|entry| (entry.id, Body(entry.payload))),
             )?;
+            self.restrict_new_chunks(log, *written.end())?;
             log.flush(true, Some(done))
         })
     }

@@ -199,3 +199,36 @@ fn a_closed_log_takes_nothing_and_says_so() {
     assert!(log.append(vec![entry(0)], done).is_err());
     assert!(durable.recv().unwrap().is_err());
 }
+
+#[test]
+fn nobody_else_may_read_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = || {
+        DiskLog::open(DiskLogConfig {
+            chunk_bytes: 1000,
+            ..DiskLogConfig::new(dir.path().to_owned())
+        })
+    };
+    let modes = || -> Vec<u32> {
+        let files = fs::read_dir(dir.path()).unwrap();
+        let mode =
+            |file: io::Result<fs::DirEntry>| file.unwrap().metadata().unwrap().permissions().mode();
+        files.map(mode).map(|mode| mode & 0o777).collect()
+    };
+    let log = small().unwrap();
+    for index in 0..100 {
+        append(&log, index..index + 1);
+    }
+    append(&log, 100..200);
+    let found = modes();
+    assert!(found.len() > 5, "several chunks: {found:?}");
+    assert!(found.iter().all(|mode| *mode == 0o600), "{found:?}");
+    log.close().unwrap();
+
+    // An earlier version left them open to others.
+    for file in fs::read_dir(dir.path()).unwrap() {
+        fs::set_permissions(file.unwrap().path(), PermissionsExt::from_mode(0o644)).unwrap();
+    }
+    let _log = small().unwrap();
+    assert!(modes().iter().all(|mode| *mode == 0o600));
+}
