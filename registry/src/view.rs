@@ -4,13 +4,13 @@
 //! answer takes. Every read that can block comes with the index of its answer and the
 //! [`WatchKey`] that announces the next one.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use imbl::ordmap::DiffItem;
 
 use crate::{
     model::{ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Str, fold_name},
-    state::{Indexes, NodeEntry, Record, ServiceEntry, State, kv::prefix_range},
+    state::{Indexes, Instance, NodeEntry, Record, ServiceEntry, State, kv::prefix_range},
     watch::WatchKey,
 };
 
@@ -71,6 +71,25 @@ impl View {
             Some(entry) => entry.index,
             None => self.state.indexes.service_extinction,
         }
+    }
+
+    /// The nodes with this address, by folded name.
+    pub fn nodes_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<NodeEntry>> {
+        let names = self.state.addresses.nodes_at(address);
+        names.filter_map(|name| self.state.nodes.get(name))
+    }
+
+    /// The instances that have this address themselves, with their services, in the order of
+    /// [`View::services`]. One that has only its node's is not among them.
+    pub fn instances_at(
+        &self,
+        address: IpAddr,
+    ) -> impl Iterator<Item = (&Arc<ServiceEntry>, &Arc<Instance>)> {
+        let keys = self.state.addresses.instances_at(address);
+        keys.filter_map(|(service, key)| {
+            let entry = self.state.services.get(service)?;
+            Some((entry, entry.instances.get(key)?))
+        })
     }
 
     /// Every check of every node.

@@ -75,37 +75,22 @@ impl<'a> Resolver<'a> {
     fn holder(&self, address: IpAddr, domain: &Domain) -> Option<(Name, u32)> {
         let zone = self.source.zone;
         let datacenter = &zone.settings.datacenter;
-        let text = address.to_string();
-        let is_it = |registered: &str| {
-            registered == text
-                // IPv6 has many spellings.
-                || (address.is_ipv6() && registered.parse() == Ok(address))
-        };
-        let node = self
-            .source
-            .view
-            .nodes()
+        let view = self.source.view;
+        let visibility = self.source.visibility;
+        let node = view
+            .nodes_at(address)
             .map(|entry| &entry.node)
-            .filter(|node| is_it(&node.address))
-            .filter(|node| self.source.visibility.node_visible(&node.name))
+            .filter(|node| visibility.node_visible(&node.name))
             .find_map(|node| record::node_name(&node.name, datacenter, domain));
         if let Some(name) = node {
             return Some((name, zone.node_ttl));
         }
-        self.source
-            .view
-            .services()
-            .filter(|entry| self.source.visibility.service_visible(&entry.name))
-            .find(|entry| {
-                entry.instances.values().any(|instance| {
-                    is_it(&instance.service.address)
-                        && self.source.visibility.node_visible(&instance.node.name)
-                })
-            })
-            .and_then(|entry| {
-                let name = record::service_name(&entry.name, datacenter, domain)?;
-                Some((name, zone.service_ttl(&entry.name.to_lowercase())))
-            })
+        let (service, _) = view.instances_at(address).find(|(service, instance)| {
+            visibility.service_visible(&service.name)
+                && visibility.node_visible(&instance.node.name)
+        })?;
+        let name = record::service_name(&service.name, datacenter, domain)?;
+        Some((name, zone.service_ttl(&service.name.to_lowercase())))
     }
 }
 

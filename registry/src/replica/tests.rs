@@ -1,6 +1,6 @@
 //! Properties of the state machine as a whole, over random histories.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -13,6 +13,7 @@ use crate::{
         CheckStatus, ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, NodeService,
         ServiceDefaults, Str,
     },
+    state::Instance,
     view::KvChange,
 };
 
@@ -44,16 +45,32 @@ fn status() -> impl Strategy<Value = CheckStatus> {
     ]
 }
 
+const ADDRESSES: &[&str] = &[
+    "",
+    "10.0.0.1",
+    "10.0.0.2",
+    "fd00::1",
+    "fd00:0::1",
+    "db.example",
+];
+
+/// An empty one is refused for a node, and stands for the node's for an instance.
+fn address() -> impl Strategy<Value = Str> {
+    name(ADDRESSES)
+}
+
 fn service() -> impl Strategy<Value = NodeService> {
     (
         service_id(),
         name(&["web", "Web", "db"]),
+        address(),
         0u16..3,
         proptest::bool::ANY,
     )
-        .prop_map(|(id, name, port, tagged)| NodeService {
+        .prop_map(|(id, name, address, port, tagged)| NodeService {
             id,
             name,
+            address,
             port,
             tags: if tagged {
                 ["v1".into()].into()
@@ -82,7 +99,7 @@ fn command() -> impl Strategy<Value = Command> {
     let register = (
         node_name(),
         name(&["", "u1", "u2"]),
-        name(&["10.0.0.1", "10.0.0.2"]),
+        address(),
         proptest::bool::ANY,
         proptest::option::of(service()),
         proptest::collection::vec(check(), 0..3),
@@ -352,6 +369,40 @@ proptest! {
             }
         }
         prop_assert_eq!(instances, view.nodes().map(|node| node.services.len()).sum::<usize>());
+    }
+
+    /// Who is found by an address is who a look at all rows finds, also after a restore.
+    #[test]
+    fn addresses_lead_back_to_all_who_have_them(
+        commands in proptest::collection::vec(command(), 1..60),
+    ) {
+        let mut replica = Replica::new();
+        replica.apply(&entries(&commands)).unwrap();
+        let view = replica.freeze();
+        let mut restored = Replica::new();
+        let source = records(&view).into_iter().map(Ok::<_, RecordError>);
+        restored.restore(source, replica.last_applied()).unwrap();
+        for view in [view, restored.freeze()] {
+            for address in ADDRESSES.iter().filter_map(|text| text.parse::<IpAddr>().ok()) {
+                let has = |text: &str| text.parse() == Ok(address);
+                let nodes = view.nodes().filter(|entry| has(&entry.node.address));
+                prop_assert_eq!(
+                    view.nodes_at(address).map(|entry| &entry.node.name).collect::<Vec<_>>(),
+                    nodes.map(|entry| &entry.node.name).collect::<Vec<_>>()
+                );
+                let key = |service: &Str, instance: &Instance| {
+                    (service.clone(), instance.node.name.clone(), instance.service.id.clone())
+                };
+                let found = view.instances_at(address);
+                let found: Vec<_> = found.map(|(entry, one)| key(&entry.name, one)).collect();
+                let mut all = Vec::new();
+                for entry in view.services() {
+                    let own = entry.instances.values().filter(|one| has(&one.service.address));
+                    all.extend(own.map(|one| key(&entry.name, one)));
+                }
+                prop_assert_eq!(found, all);
+            }
+        }
     }
 }
 

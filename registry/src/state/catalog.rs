@@ -225,6 +225,10 @@ impl State {
                 self.node_ids.remove(&existing.node.id.clone());
             }
         }
+        if let Some(existing) = existing {
+            self.addresses.remove_node(&existing.node.address, &key);
+        }
+        self.addresses.add_node(&node.address, &key);
         let existing = self.nodes.get(&key);
         node.create_index = existing.map_or(index, |entry| entry.node.create_index);
         node.modify_index = index;
@@ -347,6 +351,7 @@ impl State {
         let Some(entry) = self.nodes.remove(key) else {
             return;
         };
+        self.addresses.remove_node(&entry.node.address, key);
         if !entry.node.id.is_empty() {
             self.node_ids.remove(&entry.node.id);
         }
@@ -451,12 +456,21 @@ impl State {
         for service in services {
             let instance = Arc::new(Instance::new(&node, service));
             let name = fold_name(&service.name);
-            self.change_service(index, name, touched, |entry| {
+            let instance_key = (key.clone(), service.id.clone());
+            let mut previous = None;
+            self.change_service(index, name.clone(), touched, |entry| {
                 entry.name = service.name.clone();
-                entry
-                    .instances
-                    .insert((key.clone(), service.id.clone()), instance);
+                previous = entry.instances.insert(instance_key.clone(), instance);
             });
+            let previous = previous.as_ref().map(|old| &old.service.address);
+            if previous != Some(&service.address) {
+                if let Some(previous) = previous {
+                    self.addresses
+                        .remove_instance(previous, &name, &instance_key);
+                }
+                self.addresses
+                    .add_instance(&service.address, &name, &instance_key);
+            }
         }
     }
 
@@ -469,11 +483,14 @@ impl State {
         touched: &mut Touched,
     ) {
         let name = fold_name(&service.name);
+        let instance_key = (key.clone(), service.id.clone());
         let mut last = false;
         self.change_service(index, name.clone(), touched, |entry| {
-            entry.instances.remove(&(key.clone(), service.id.clone()));
+            entry.instances.remove(&instance_key);
             last = entry.instances.is_empty();
         });
+        self.addresses
+            .remove_instance(&service.address, &name, &instance_key);
         if last {
             self.services.remove(&name);
             self.indexes.service_extinction = index;

@@ -8,6 +8,7 @@
 //! question last changed. A blocking query compares its index with one of them, and each is moved
 //! together with the watch key that wakes the query ([`Touched`]).
 
+mod addresses;
 mod catalog;
 mod config_entry;
 pub(crate) mod kv;
@@ -35,6 +36,8 @@ pub struct State {
     pub(crate) node_ids: OrdMap<Str, Str>,
     /// By folded name; a service without instances has no entry.
     pub(crate) services: OrdMap<Str, Arc<ServiceEntry>>,
+    /// Of nodes and instances; derived from the two tables above.
+    pub(crate) addresses: addresses::Addresses,
     pub(crate) kv: OrdMap<Str, Arc<KvEntry>>,
     /// Keys that were deleted, until reaped: a watcher of a prefix must see its index move.
     pub(crate) tombstones: OrdMap<Str, kv::Tombstone>,

@@ -174,6 +174,7 @@ impl State {
                 if !node.id.is_empty() {
                     self.node_ids.insert(node.id.clone(), key.clone());
                 }
+                self.addresses.add_node(&node.address, &key);
                 let entry = NodeEntry::new(node, index);
                 self.nodes.insert(key, Arc::new(entry));
             }
@@ -245,19 +246,19 @@ impl State {
         let mut services: OrdMap<Str, Arc<ServiceEntry>> = OrdMap::new();
         for (key, node) in &self.nodes {
             for service in node.services.values() {
-                let mut entry = services
-                    .remove(&fold_name(&service.name))
-                    .unwrap_or_default();
+                let name = fold_name(&service.name);
+                let instance_key = (key.clone(), service.id.clone());
+                self.addresses
+                    .add_instance(&service.address, &name, &instance_key);
+                let mut entry = services.remove(&name).unwrap_or_default();
                 {
                     let entry = Arc::make_mut(&mut entry);
                     entry.name = service.name.clone();
                     entry.index = entry.index.max(service.modify_index);
                     let instance = Arc::new(Instance::new(node, service));
-                    entry
-                        .instances
-                        .insert((key.clone(), service.id.clone()), instance);
+                    entry.instances.insert(instance_key, instance);
                 }
-                services.insert(fold_name(&service.name), entry);
+                services.insert(name, entry);
             }
         }
         self.services = services;
