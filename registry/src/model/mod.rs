@@ -8,6 +8,7 @@ mod check;
 mod config_entry;
 mod kv;
 mod node;
+pub mod platform;
 mod proxy;
 mod service;
 
