@@ -24,4 +24,4 @@ mod tls;
 
 pub use run::{RunError, run};
 pub use sockets::SocketError;
-pub use tls::TlsError;
+pub use tls::{ServerTls, TlsError};

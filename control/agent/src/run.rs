@@ -49,7 +49,7 @@ use crate::{
     http::{HttpContext, HttpServer},
     local::{self, LocalState},
     server::Server,
-    sockets::{SocketError, Sockets},
+    sockets::{ListenerTls, SocketError, Sockets},
     telemetry::{
         logs::{LogFormat, Logs},
         recorder::Recorder,
@@ -108,6 +108,7 @@ struct Agent {
     http: Arc<HttpContext>,
     dns: Option<DnsServer>,
     cluster: Arc<dyn Cluster>,
+    tls: ListenerTls,
 }
 
 impl Agent {
@@ -199,6 +200,7 @@ impl Agent {
             http: http.clone(),
             dns,
             cluster: cluster.clone(),
+            tls: sockets.tls,
         };
 
         let entropy = AntiEntropy::of_server(

@@ -11,13 +11,12 @@ use std::{
 };
 
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    config::{Listen, RuntimeConfig},
+    config::{Listen, RuntimeConfig, TlsConfig, TlsFiles},
     grpc::GrpcListener,
     http::HttpListener,
-    tls::{self, TlsError},
+    tls::{self, ServerTls, TlsError},
 };
 
 /// How many connections may wait to be accepted.
@@ -49,6 +48,54 @@ pub(crate) struct Sockets {
     pub(crate) dns_tcp: Vec<TcpListener>,
     /// What is served where, for a person.
     pub(crate) listening: Vec<(&'static str, String)>,
+    pub(crate) tls: ListenerTls,
+}
+
+/// The certificates that are served, for as long as the agent runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ListenerTls {
+    https: Option<Arc<ServerTls>>,
+    grpc: Option<Arc<ServerTls>>,
+}
+
+/// Certificates that were read and found good, and are not served yet.
+#[derive(Debug, Default)]
+pub(crate) struct Renewal {
+    https: Option<rustls::ServerConfig>,
+    grpc: Option<rustls::ServerConfig>,
+}
+
+impl ListenerTls {
+    /// Reads what every listener that speaks TLS is to serve from now on. Changes nothing.
+    pub(crate) fn read(&self, config: &TlsConfig) -> Result<Renewal, SocketError> {
+        Ok(Renewal {
+            https: self
+                .https
+                .as_ref()
+                .map(|_| serving(HTTPS, &config.https))
+                .transpose()?,
+            grpc: self
+                .grpc
+                .as_ref()
+                .map(|_| serving(GRPC_TLS, &config.grpc))
+                .transpose()?,
+        })
+    }
+
+    pub(crate) fn renew(&self, renewal: Renewal) {
+        for (served, new) in [(&self.https, renewal.https), (&self.grpc, renewal.grpc)] {
+            if let (Some(served), Some(new)) = (served, new) {
+                served.replace(new);
+            }
+        }
+    }
+}
+
+const HTTPS: &str = "HTTPS";
+const GRPC_TLS: &str = "gRPC with TLS";
+
+fn serving(what: &'static str, files: &TlsFiles) -> Result<rustls::ServerConfig, SocketError> {
+    tls::server_config(files).map_err(|source| SocketError::Tls { what, source })
 }
 
 impl Sockets {
@@ -61,21 +108,15 @@ impl Sockets {
             sockets.bind_http(config, address)?;
         }
         if !listen.https.is_empty() {
-            let server =
-                tls::server_config(&config.tls.https).map_err(|source| SocketError::Tls {
-                    what: "HTTPS",
-                    source,
-                })?;
-            let acceptor = TlsAcceptor::from(server);
+            let tls = Arc::new(ServerTls::new(serving(HTTPS, &config.tls.https)?, &[]));
+            sockets.tls.https = Some(tls.clone());
             for address in &listen.https {
                 let Listen::Tcp(address) = address else {
                     continue;
                 };
-                let listener = tcp("HTTPS", *address)?;
-                sockets.note("HTTPS", format!("https://{}", local(&listener, *address)));
-                sockets
-                    .http
-                    .push(HttpListener::Tls(listener, acceptor.clone()));
+                let listener = tcp(HTTPS, *address)?;
+                sockets.note(HTTPS, format!("https://{}", local(&listener, *address)));
+                sockets.http.push(HttpListener::Tls(listener, tls.clone()));
             }
         }
         for address in &listen.grpc {
@@ -88,21 +129,19 @@ impl Sockets {
         }
         // A certificate is what makes the TLS port meaningful: without one Consul serves its own
         // CA's, which comes with the mesh.
-        if config.tls.grpc.can_serve() {
-            let server =
-                tls::server_config(&config.tls.grpc).map_err(|source| SocketError::Tls {
-                    what: "gRPC with TLS",
-                    source,
-                })?;
+        if config.tls.grpc.can_serve() && !listen.grpc_tls.is_empty() {
+            let server = serving(GRPC_TLS, &config.tls.grpc)?;
+            let tls = Arc::new(ServerTls::new(server, &[b"h2"]));
+            sockets.tls.grpc = Some(tls.clone());
             for address in &listen.grpc_tls {
                 let Listen::Tcp(address) = address else {
                     continue;
                 };
-                let socket = tcp("gRPC with TLS", *address)?;
+                let socket = tcp(GRPC_TLS, *address)?;
                 sockets.note("gRPC TLS", local(&socket, *address).to_string());
                 sockets.grpc.push(GrpcListener {
                     socket,
-                    tls: Some(Arc::clone(&server)),
+                    tls: Some(tls.clone()),
                 });
             }
         }

@@ -1,14 +1,48 @@
-//! Certificates from files, for the listeners.
+//! Certificates from files, for the listeners; read again at a reload.
 
 use std::{io, path::Path, path::PathBuf, sync::Arc};
 
+use arc_swap::ArcSwap;
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::config::{TlsFiles, TlsVersion};
+
+/// What the listeners of one protocol do TLS with. A reload replaces it: connections that are made from
+/// then on get the new certificate, those that are open stay.
+#[derive(Debug)]
+pub struct ServerTls {
+    current: ArcSwap<ServerConfig>,
+    alpn: &'static [&'static [u8]],
+}
+
+impl ServerTls {
+    /// `alpn`: the protocols to offer, the preferred one first; empty: none is negotiated.
+    pub fn new(config: ServerConfig, alpn: &'static [&'static [u8]]) -> ServerTls {
+        ServerTls {
+            current: ArcSwap::new(offering(config, alpn)),
+            alpn,
+        }
+    }
+
+    /// For connections accepted from now on.
+    pub(crate) fn replace(&self, config: ServerConfig) {
+        self.current.store(offering(config, self.alpn));
+    }
+
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.current.load_full())
+    }
+}
+
+fn offering(mut config: ServerConfig, alpn: &[&[u8]]) -> Arc<ServerConfig> {
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Arc::new(config)
+}
 
 /// Why a listener cannot speak TLS.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +76,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 /// The server side of TLS as the files say: with a certificate, and with clients verified if asked.
-pub(crate) fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
+pub(crate) fn server_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let (Some(cert_file), Some(key_file)) = (&files.cert_file, &files.key_file) else {
         return Err(TlsError::NoCertificate);
     };
@@ -63,7 +97,7 @@ pub(crate) fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsEr
     } else {
         builder.with_no_client_auth()
     };
-    Ok(Arc::new(builder.with_single_cert(chain, key)?))
+    Ok(builder.with_single_cert(chain, key)?)
 }
 
 /// The authorities of `ca_file` and of every file in `ca_path`.

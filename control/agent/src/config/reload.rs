@@ -20,6 +20,8 @@ static RELOADABLE: &[&str] = &[
     "services",
     "telemetry.filter_default",
     "telemetry.prefix_filter",
+    // What is served over TLS already; a port is not opened by it.
+    "tls",
     "watches",
 ];
 

@@ -68,7 +68,10 @@ pub(super) fn resolve(
         p.at("node_meta", format!("node_meta invalid: {error}"));
     }
     if file.data_dir.is_empty() && !dev {
-        p.at("data_dir", "data_dir cannot be empty");
+        p.at(
+            "data_dir",
+            "data_dir cannot be empty: set it (-data-dir=DIR), or try things out in memory with -dev",
+        );
     }
 
     let bootstrap_expect = check_bootstrap(

@@ -455,7 +455,7 @@ fn mistakes_of_meaning_are_told_with_their_place() {
         [
             "a.hcl:1:14: datacenter can only contain lowercase alphanumeric, - or _ characters.",
             "a.hcl:2:11: node_id \"x\" is not a UUID",
-            "data_dir cannot be empty",
+            "data_dir cannot be empty: set it (-data-dir=DIR), or try things out in memory with -dev",
             "a.hcl:5:10: ports.http: 70000 is not a port: 1 to 65535, -1 for off, 0 for any free one",
             "a.hcl:7:33: performance.raft_multiplier cannot be 11. Must be between 1 and 10",
             "a.hcl:3:13: Invalid log level: loud. Valid log levels are: [TRACE DEBUG INFO WARN ERROR]",

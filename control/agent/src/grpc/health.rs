@@ -1,68 +1,108 @@
 //! `grpc.health.v1`: whether this agent can serve right now.
+//!
+//! A check asks the cluster at the moment it is asked, as `/v1/status/leader` does: whoever has seen
+//! a leader there finds the same here.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-use tonic_health::{ServingStatus, server::HealthReporter};
-
+use tonic::{Request, Response, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_server::Health,
+};
 use wharf_proto::v1::{proxy_configuration_server, registry_server};
 
+use super::{
+    Tasks,
+    feed::{self, FeedStream},
+};
 use crate::cluster::Cluster;
 
-/// A change of leader between two looks at it may go unannounced.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) cluster: Arc<dyn Cluster>,
+    pub(super) tasks: Arc<Tasks>,
+}
 
-/// The services that need a leader, the server as a whole among them. A proxy is configured from
-/// what this agent knows, whether there is a leader or not.
-const NEED_LEADER: [&str; 2] = ["", registry_server::SERVICE_NAME];
-const NEED_NOTHING: [&str; 1] = [proxy_configuration_server::SERVICE_NAME];
-
-/// Keeps the health of the services current until the shutdown, and then ends every watch of it.
-pub(super) async fn report(
-    mut reporter: HealthReporter,
-    cluster: Arc<dyn Cluster>,
-    shutdown: CancellationToken,
-) {
-    for service in NEED_NOTHING {
-        reporter
-            .set_service_status(service, ServingStatus::Serving)
-            .await;
+/// The health of a service; `ServiceUnknown` when there is none of that name.
+///
+/// Registration needs a leader, and so does the server as a whole, whose name is empty. A proxy is
+/// configured from what this agent knows, whether there is a leader or not.
+fn status(cluster: &dyn Cluster, service: &str) -> ServingStatus {
+    match service {
+        "" | registry_server::SERVICE_NAME => match cluster.leader() {
+            Some(_) => ServingStatus::Serving,
+            None => ServingStatus::NotServing,
+        },
+        proxy_configuration_server::SERVICE_NAME => ServingStatus::Serving,
+        _ => ServingStatus::ServiceUnknown,
     }
-    let mut known = None;
-    while !shutdown.is_cancelled() {
-        let status = if cluster.leader().is_some() {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
-        if known.replace(status) != Some(status) {
-            for service in NEED_LEADER {
-                reporter.set_service_status(service, status).await;
+}
+
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}
+
+#[tonic::async_trait]
+impl Health for Service {
+    type WatchStream = FeedStream<HealthCheckResponse>;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let service = request.into_inner().service;
+        match status(&*self.cluster, &service) {
+            ServingStatus::ServiceUnknown => {
+                Err(Status::not_found(format!("no service {service:?}")))
             }
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = cluster.leader_changed() => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            status => Ok(Response::new(response(status))),
         }
     }
-    for service in NEED_LEADER.into_iter().chain(NEED_NOTHING) {
-        reporter
-            .set_service_status(service, ServingStatus::NotServing)
-            .await;
-        reporter.clear_service_status(service).await;
+
+    /// Tells the health now, each change, and at the shutdown that it is over.
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let service = request.into_inner().service;
+        let (cluster, shutdown) = (self.cluster.clone(), self.tasks.shutdown.clone());
+        let stream = feed::open(
+            &self.tasks.tracker,
+            self.tasks.patience,
+            |feed| async move {
+                let mut told = None;
+                while !shutdown.is_cancelled() {
+                    // Listening begins before the look: no change falls between the two.
+                    let changed = cluster.leader_changed();
+                    let now = status(&*cluster, &service);
+                    if told.replace(now) != Some(now) {
+                        feed.send(vec![response(now)]).await?;
+                    }
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = changed => {}
+                    }
+                }
+                if told == Some(ServingStatus::Serving) {
+                    feed.send(vec![response(ServingStatus::NotServing)]).await?;
+                }
+                Ok(())
+            },
+        );
+        Ok(Response::new(stream))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::sync::watch;
     use tokio_stream::StreamExt as _;
-    use tonic::Request;
-    use tonic_health::{
-        pb::{HealthCheckRequest, health_server::Health as _},
-        server::HealthService,
-    };
+    use tokio_util::{sync::CancellationToken, task::TaskTracker};
     use wharf_registry::{Command, Outcome, Registry};
 
     use super::*;
@@ -113,41 +153,71 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn registration_is_served_while_there_is_a_leader() {
-        let reporter = HealthReporter::new();
-        let service = HealthService::from_health_reporter(reporter.clone());
         let cluster = Arc::new(Fickle {
             solo: Solo::new(),
             has_leader: watch::Sender::new(false),
         });
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(report(reporter, cluster.clone(), shutdown.clone()));
-        tokio::time::sleep(LOOK_AGAIN).await;
-
+        let service = Service {
+            cluster: cluster.clone(),
+            tasks: Arc::new(Tasks {
+                tracker: TaskTracker::new(),
+                shutdown: shutdown.clone(),
+                patience: Duration::from_secs(30),
+            }),
+        };
         let request = |service: &str| {
             Request::new(HealthCheckRequest {
                 service: service.into(),
             })
         };
-        let proxies = request(proxy_configuration_server::SERVICE_NAME);
-        let proxies = service.check(proxies).await.unwrap().into_inner();
-        assert_eq!(
-            proxies.status,
-            ServingStatus::Serving as i32,
-            "with a leader or without"
-        );
+        let check = async |name: &str| {
+            let answer = service.check(request(name)).await;
+            answer.unwrap().into_inner().status()
+        };
+        let proxies = proxy_configuration_server::SERVICE_NAME;
+        assert_eq!(check(proxies).await, ServingStatus::Serving);
+
         let registrations = request(registry_server::SERVICE_NAME);
         let mut watch = service.watch(registrations).await.unwrap().into_inner();
-        let mut next = async || watch.next().await.map(|answer| answer.unwrap().status);
-        assert_eq!(next().await, Some(ServingStatus::NotServing as i32));
-        cluster.has_leader.send_replace(true);
-        assert_eq!(next().await, Some(ServingStatus::Serving as i32));
-        cluster.has_leader.send_replace(false);
-        assert_eq!(next().await, Some(ServingStatus::NotServing as i32));
+        let mut next = async || watch.next().await.map(|answer| answer.unwrap().status());
+        assert_eq!(next().await, Some(ServingStatus::NotServing));
+        for (has_leader, expected) in [
+            (true, ServingStatus::Serving),
+            (false, ServingStatus::NotServing),
+            (true, ServingStatus::Serving),
+        ] {
+            cluster.has_leader.send_replace(has_leader);
+            // Nothing had a chance to run since: a check does not depend on it.
+            assert_eq!(check("").await, expected);
+            assert_eq!(next().await, Some(expected));
+        }
         shutdown.cancel();
-        assert_eq!(next().await, Some(ServingStatus::NotServing as i32));
+        assert_eq!(next().await, Some(ServingStatus::NotServing));
         assert_eq!(next().await, None);
-        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_not_there_is_unknown() {
+        let service = Service {
+            cluster: Arc::new(Solo::new()),
+            tasks: Arc::new(Tasks {
+                tracker: TaskTracker::new(),
+                shutdown: CancellationToken::new(),
+                patience: Duration::from_secs(30),
+            }),
+        };
+        let request = || {
+            Request::new(HealthCheckRequest {
+                service: "nobody".into(),
+            })
+        };
+        let refused = service.check(request()).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::NotFound);
+        let mut watch = service.watch(request()).await.unwrap().into_inner();
+        let first = watch.next().await.unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::ServiceUnknown);
     }
 }

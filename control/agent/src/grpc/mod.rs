@@ -26,9 +26,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::net::TcpListener;
-use tokio_rustls::{TlsAcceptor, rustls};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
+use tonic_health::pb::health_server::HealthServer;
 use wharf_proto::v1::{
     proxy_configuration_server::ProxyConfigurationServer, registry_server::RegistryServer,
 };
@@ -37,7 +37,9 @@ use self::{
     lease::Leases,
     transport::{Bounds, Gate},
 };
-use crate::{authz::Authorizer, cluster::Cluster, context::NodeInfo, local::LocalState};
+use crate::{
+    authz::Authorizer, cluster::Cluster, context::NodeInfo, local::LocalState, tls::ServerTls,
+};
 
 /// What the services work with.
 #[derive(Clone, Debug)]
@@ -97,8 +99,8 @@ const GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct GrpcListener {
     pub socket: TcpListener,
-    /// Plain text without. The protocol offered is always `h2`.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Plain text without. The protocol it offers has to be `h2`.
+    pub tls: Option<Arc<ServerTls>>,
 }
 
 /// Why the server ended before its shutdown.
@@ -144,21 +146,16 @@ pub async fn serve(
         },
         cut.clone(),
     );
-    let incoming = stream::select_all(listeners.into_iter().map(|listener| {
-        let tls = listener.tls.map(|config| {
-            let mut config = (*config).clone();
-            config.alpn_protocols = vec![b"h2".to_vec()];
-            TlsAcceptor::from(Arc::new(config))
-        });
-        gate.clone().accept(listener.socket, tls).boxed()
-    }));
+    let incoming = stream::select_all(
+        listeners
+            .into_iter()
+            .map(|listener| gate.clone().accept(listener.socket, listener.tls).boxed()),
+    );
 
-    let (reporter, health) = tonic_health::server::health_reporter();
-    tasks.tracker.spawn(health::report(
-        reporter,
-        context.cluster.clone(),
-        shutdown.clone(),
-    ));
+    let health = health::Service {
+        cluster: context.cluster.clone(),
+        tasks: tasks.clone(),
+    };
     let leases = Leases::new(context.local.clone());
     tasks.tracker.spawn(leases.clone().keep(shutdown.clone()));
     let registry = registry::Service {
@@ -174,7 +171,7 @@ pub async fn serve(
         .max_concurrent_streams(limits.streams_per_connection)
         .http2_keepalive_interval(Some(limits.ping_every))
         .http2_keepalive_timeout(Some(limits.ping_within))
-        .add_service(health)
+        .add_service(HealthServer::new(health))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(RegistryServer::new(registry).max_decoding_message_size(MAX_MESSAGE))

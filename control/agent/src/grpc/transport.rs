@@ -16,10 +16,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::Sleep,
 };
-use tokio_rustls::{Accept, TlsAcceptor, server::TlsStream};
+use tokio_rustls::{Accept, server::TlsStream};
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
+
+use crate::tls::ServerTls;
 
 /// The client's side of the HTTP/2 preface (RFC 9113 §3.4). Whoever sent it speaks HTTP/2, and is
 /// kept honest by pings from then on.
@@ -88,13 +90,13 @@ impl Gate {
     pub(super) fn accept(
         self: Arc<Self>,
         listener: TcpListener,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Arc<ServerTls>>,
     ) -> impl Stream<Item = io::Result<Connection>> + Send {
         stream::unfold((self, listener, tls), |(gate, listener, tls)| async move {
             loop {
                 match listener.accept().await {
                     Ok((socket, peer)) => {
-                        if let Some(connection) = gate.connection(socket, peer, tls.as_ref()) {
+                        if let Some(connection) = gate.connection(socket, peer, tls.as_deref()) {
                             return Some((Ok(connection), (gate, listener, tls)));
                         }
                     }
@@ -111,7 +113,7 @@ impl Gate {
         self: &Arc<Self>,
         socket: TcpStream,
         peer: SocketAddr,
-        tls: Option<&TlsAcceptor>,
+        tls: Option<&ServerTls>,
     ) -> Option<Connection> {
         let Some(permit) = self.admit(peer.ip()) else {
             tracing::debug!(client = %peer.ip(), "refused a gRPC connection: this client has too many");
@@ -122,7 +124,7 @@ impl Gate {
         Some(Connection {
             io: match tls {
                 None => Io::Plain(socket),
-                Some(acceptor) => Io::Handshake(Box::new(acceptor.accept(socket))),
+                Some(tls) => Io::Handshake(Box::new(tls.acceptor().accept(socket))),
             },
             preface_missing: PREFACE,
             deadline: Box::pin(tokio::time::sleep(self.bounds.preface_within)),

@@ -18,11 +18,13 @@ use super::{
 };
 use crate::{
     authz::{Access, Resource},
+    config::{Listen, RuntimeConfig},
     context::{CONSUL_VERSION, Control, VERSION},
     telemetry::logs::{LogFormat, parse_level},
 };
 
-/// The port that Consul gossips on. Nothing listens there; clients show it.
+/// The port that Consul gossips on. Nothing listens there: clients show it beside the address, and take
+/// the ports they connect to from the tags, or from elsewhere in `/v1/agent/self`.
 const SERF_PORT: u16 = 8301;
 
 /// How long a reload may take before its requester is told that it goes on without it.
@@ -49,9 +51,24 @@ pub(crate) async fn own(context: &HttpContext, request: Request) -> Result<Respo
         "Member": member(context),
         "Stats": stats(context),
         "Meta": node.meta,
-        "xDS": null,
+        "xDS": grpc_ports(&context.agent.config.load()),
     });
     response::json(&body, context.pretty(&request))
+}
+
+/// Where gRPC is served, -1 for off. Clients such as Nomad look for it under the name of Envoy's protocol,
+/// which is not spoken here: no version of Envoy is among the supported proxies.
+fn grpc_ports(config: &RuntimeConfig) -> Value {
+    let port = |listens: &[Listen]| {
+        let port = listens.iter().find_map(Listen::port);
+        port.map_or(-1, i32::from)
+    };
+    let (plaintext, tls) = (port(&config.listen.grpc), port(&config.listen.grpc_tls));
+    json!({
+        "SupportedProxies": {},
+        "Port": if plaintext > 0 { plaintext } else { tls },
+        "Ports": {"Plaintext": plaintext, "TLS": tls},
+    })
 }
 
 /// This node in the form that Consul shows the members of its gossip pool.
@@ -76,6 +93,10 @@ fn member(context: &HttpContext) -> Value {
         }
         if let Some(port) = config.listen.grpc.iter().find_map(|listen| listen.port()) {
             tags.insert("grpc_port", port.to_string());
+        }
+        let tls = &config.listen.grpc_tls;
+        if let Some(port) = tls.iter().find_map(|listen| listen.port()) {
+            tags.insert("grpc_tls_port", port.to_string());
         }
         if config.bootstrap || config.dev_mode {
             tags.insert("bootstrap", "1".into());

@@ -78,6 +78,8 @@ pub struct HttpSettings {
     pub allow_write_from: Vec<Network>,
     /// Connections that one client address may hold.
     pub max_conns_per_client: usize,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
 }
 
 impl Default for HttpSettings {
@@ -91,6 +93,7 @@ impl Default for HttpSettings {
             block_endpoints: Vec::new(),
             allow_write_from: Vec::new(),
             max_conns_per_client: 200,
+            handshake_timeout: Duration::from_secs(5),
         }
     }
 }

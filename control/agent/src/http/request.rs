@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header, request::Parts};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Either, Empty};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use wharf_config::Mode;
@@ -65,8 +65,11 @@ pub(crate) struct Request {
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
     pub(crate) caller: Caller,
-    pub(crate) body: Incoming,
+    pub(crate) body: Body,
 }
+
+/// What a client sends; what the agent asks of itself has no body.
+pub(crate) type Body = Either<Incoming, Empty<Bytes>>;
 
 /// The token of a request: `?token=`, then `X-Consul-Token`, then `Authorization: Bearer`.
 pub(super) fn token(query: &Query, parts: &Parts) -> Option<Token> {

@@ -6,7 +6,6 @@
 use std::{collections::HashMap, net::IpAddr, time::Instant};
 
 use http::{HeaderValue, Method, StatusCode, header};
-use hyper::body::Incoming;
 use tracing::Level;
 
 use super::{
@@ -157,7 +156,7 @@ impl Router {
     pub(super) async fn serve(
         &self,
         context: &HttpContext,
-        request: http::Request<Incoming>,
+        request: http::Request<request::Body>,
         peer: Option<IpAddr>,
     ) -> Response {
         let started = Instant::now();
@@ -185,7 +184,7 @@ impl Router {
     async fn route(
         &self,
         context: &HttpContext,
-        request: http::Request<Incoming>,
+        request: http::Request<request::Body>,
         peer: Option<IpAddr>,
     ) -> Result<Response, HttpError> {
         let (parts, body) = request.into_parts();

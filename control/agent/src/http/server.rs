@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -24,14 +24,17 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use super::{HttpContext, request::canonical, router::Router};
+use super::{
+    HttpContext,
+    request::{self, canonical},
+    router::Router,
+};
+use crate::tls::ServerTls;
 
 /// How long a new connection may stay silent. It costs a task and a socket until then, no buffer.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take for the head of a request, and may idle before the next one.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest head of a request.
 const MAX_HEAD: usize = 64 * 1024;
 /// How long requests in flight may go on once the agent stops.
@@ -45,7 +48,7 @@ const TOO_MANY: &[u8] =
 /// A bound socket, ready to serve.
 pub enum HttpListener {
     Plain(TcpListener),
-    Tls(TcpListener, TlsAcceptor),
+    Tls(TcpListener, Arc<ServerTls>),
     /// The file is removed when the server ends.
     Unix(UnixListener, PathBuf),
 }
@@ -170,7 +173,7 @@ fn spawn(shared: &Arc<Shared>, listener: &HttpListener, connection: Connection) 
                 tracing::debug!(%error, "a connection keeps its delay");
             }
             let acceptor = match listener {
-                HttpListener::Tls(_, acceptor) => Some(acceptor.clone()),
+                HttpListener::Tls(_, tls) => Some(tls.acceptor()),
                 HttpListener::Plain(_) | HttpListener::Unix(..) => None,
             };
             tasks.spawn(tcp(shared, stream, acceptor, slot));
@@ -220,7 +223,8 @@ fn unix(shared: Arc<Shared>, stream: UnixStream) -> impl Future<Output = ()> {
 }
 
 async fn serve_tls(shared: &Arc<Shared>, stream: TcpStream, acceptor: TlsAcceptor, ip: IpAddr) {
-    let handshake = Box::pin(timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)));
+    let within = shared.context.settings.load().handshake_timeout;
+    let handshake = Box::pin(timeout(within, acceptor.accept(stream)));
     match handshake.await {
         Ok(Ok(stream)) => Box::pin(serve(shared, stream, Some(ip))).await,
         Ok(Err(error)) => tracing::debug!(%error, from = %ip, "TLS handshake failed"),
@@ -232,7 +236,8 @@ async fn serve<S>(shared: &Arc<Shared>, stream: S, peer: Option<IpAddr>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(|request| async move {
+    let service = service_fn(|request: http::Request<Incoming>| async move {
+        let request = request.map(request::Body::Left);
         Ok::<_, Infallible>(shared.router.serve(&shared.context, request, peer).await)
     });
     let connection = http1::Builder::new()

@@ -70,6 +70,7 @@ impl Agent {
     async fn reload(&mut self) -> Result<(), String> {
         let loaded = config::load(&self.flags).map_err(|error| error.to_string())?;
         let new = loaded.config;
+        let renewal = self.tls.read(&new.tls).map_err(|error| error.to_string())?;
         if let Some(dns) = &self.dns {
             dns.reload(zone(&new)).map_err(|error| error.to_string())?;
         }
@@ -82,6 +83,14 @@ impl Agent {
         }
         // What cannot change keeps its running value, so that the API shows what is in force.
         let mut running = (*current).clone();
+        if new.tls != running.tls {
+            let opened = !new.listen.grpc_tls.is_empty() && running.listen.grpc_tls.is_empty();
+            if opened {
+                tracing::warn!("gRPC with TLS is served from the next start on");
+            }
+            running.tls = new.tls;
+        }
+        self.tls.renew(renewal);
         running.reloadable = new.reloadable;
         self.http
             .agent

@@ -49,5 +49,6 @@ pub(super) fn http_settings(config: &RuntimeConfig) -> HttpSettings {
         block_endpoints: config.http.block_endpoints.clone(),
         allow_write_from: config.http.allow_write_from.clone(),
         max_conns_per_client: limits.http_max_conns_per_client as usize,
+        handshake_timeout: limits.https_handshake_timeout,
     }
 }

@@ -67,6 +67,7 @@ impl Harness {
             },
             limits,
         };
+        let tls = tls.map(|config| Arc::new(ServerTls::new((*config).clone(), &[b"h2"])));
         let listeners = vec![GrpcListener { socket, tls }];
         let server = tokio::spawn(serve(listeners, context, shutdown.clone()));
         Harness {
