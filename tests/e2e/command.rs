@@ -191,16 +191,6 @@ fn called_as_consul_it_is_consul() {
 }
 
 #[test]
-fn a_watch_runs_a_handler_at_every_change() {
-    let agent = Agent::dev();
-    let watch = Process::start(&mut agent.cli(&["watch", "-type=key", "-key=watched", "cat"]));
-    agent.run(&["kv", "put", "watched", "first"]).success();
-    assert!(watch.line("Zmlyc3Q=", SOON).is_some());
-    agent.run(&["kv", "put", "watched", "second"]).success();
-    assert!(watch.line("c2Vjb25k", SOON).is_some());
-}
-
-#[test]
 fn monitor_follows_the_log() {
     let agent = Agent::dev();
     let mut monitor = Process::start(&mut agent.cli(&["monitor", "-log-level=debug"]));

@@ -221,19 +221,14 @@ async fn reflection_and_health_answer() {
     let channel = channel(&agent).await;
     let mut health = HealthClient::new(channel.clone());
     for service in ["", "wharf.v1.Registry"] {
-        // It follows the leadership, which an agent has soon after its start.
+        // HTTP has named a leader: the same is true here, at once.
         let request = HealthCheckRequest {
             service: service.into(),
         };
         let mut updates = health.watch(request.clone()).await.unwrap().into_inner();
-        let serving = async {
-            while let Some(update) = updates.next().await {
-                if update.unwrap().status() == ServingStatus::Serving {
-                    return;
-                }
-            }
-        };
-        timeout(SOON, serving).await.unwrap();
+        let first = timeout(SOON, updates.next()).await.unwrap();
+        let first = first.unwrap().unwrap().status();
+        assert_eq!(first, ServingStatus::Serving, "{service:?}");
         let status = health.check(request).await.unwrap().into_inner().status();
         assert_eq!(status, ServingStatus::Serving, "{service:?}");
     }

@@ -106,6 +106,15 @@ fn a_wrong_flag_is_told_with_the_nearest_name() {
 }
 
 #[test]
+fn a_server_without_a_data_directory_is_told_what_to_try() {
+    let ended = run(&mut Agent::command(Ports::choose(), &["-server"]));
+    let error = ended.failure();
+    for part in ["data_dir cannot be empty", "-data-dir=DIR", "-dev"] {
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
+}
+
+#[test]
 fn a_wrong_configuration_is_told_with_its_place() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.hcl");
@@ -193,6 +202,12 @@ fn flags_do_what_they_say() {
     assert_eq!(own["Config"]["NodeName"], "alpha");
     assert_eq!(own["Config"]["Datacenter"], "east");
     assert_eq!(own["Config"]["Server"], true);
+    let ports = serde_json::json!({"Plaintext": agent.ports.grpc, "TLS": -1});
+    assert_eq!(own["xDS"]["Ports"], ports);
+    assert_eq!(own["xDS"]["Port"], agent.ports.grpc);
+    let tags = &agent.http.get("/v1/agent/members").json()[0]["Tags"];
+    assert_eq!(tags["grpc_port"], agent.ports.grpc.to_string());
+    assert_eq!(tags["port"], agent.ports.server.to_string());
     assert_eq!(agent.http.get("/v1/catalog/datacenters").json()[0], "east");
     let line = agent.process.line("{", SOON).unwrap();
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();

@@ -15,3 +15,6 @@ mod grpc;
 mod lifecycle;
 mod registry;
 mod sidecar;
+mod slow_reader;
+mod tls;
+mod watch;

@@ -4,7 +4,7 @@
 //! one library agree on would not be seen.
 
 use std::{
-    io::{self, BufRead, BufReader, Read, Write as _},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
@@ -73,8 +73,24 @@ impl Http {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> io::Result<Reply> {
-        let mut stream = TcpStream::connect_timeout(&self.address, self.timeout)?;
+        let stream = TcpStream::connect_timeout(&self.address, self.timeout)?;
         stream.set_read_timeout(Some(self.timeout))?;
+        self.request_over(stream, method, path, headers, body)
+    }
+
+    /// One request on a connection that was made already, which it uses up.
+    ///
+    /// # Errors
+    ///
+    /// When no whole answer comes.
+    pub fn request_over(
+        &self,
+        mut stream: impl Read + Write,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<Reply> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.address);
         if !body.is_empty() || method == "PUT" || method == "POST" {
             head.push_str(&format!("Content-Length: {}\r\n", body.len()));
@@ -86,7 +102,7 @@ impl Http {
         stream.write_all(head.as_bytes())?;
         // A server may refuse a body before it has read it all.
         let sent = stream.write_all(body);
-        match Reply::read(&mut BufReader::new(&stream), method == "HEAD") {
+        match Reply::read(&mut BufReader::new(stream), method == "HEAD") {
             Ok(reply) => Ok(reply),
             Err(error) => Err(sent.err().unwrap_or(error)),
         }

@@ -44,27 +44,44 @@ pub struct Ports {
     pub grpc: u16,
     pub dns: u16,
     pub server: u16,
+    /// Off without.
+    pub https: Option<u16>,
+    /// Off without.
+    pub grpc_tls: Option<u16>,
 }
 
 impl Ports {
-    /// Four that are free.
+    /// Those of an agent that does not speak TLS.
     pub fn choose() -> Ports {
         Ports {
             http: free_port(),
             grpc: free_port(),
             dns: free_port(),
             server: free_port(),
+            https: None,
+            grpc_tls: None,
+        }
+    }
+
+    /// The same, and two for TLS.
+    pub fn choose_with_tls() -> Ports {
+        Ports {
+            https: Some(free_port()),
+            grpc_tls: Some(free_port()),
+            ..Ports::choose()
         }
     }
 
     /// The flags that make an agent use them.
     pub fn flags(&self) -> Vec<String> {
-        vec![
+        let mut flags = vec![
             format!("-http-port={}", self.http),
             format!("-grpc-port={}", self.grpc),
-            "-grpc-tls-port=-1".into(),
+            format!("-grpc-tls-port={}", self.grpc_tls.map_or(-1, i32::from)),
             format!("-dns-port={}", self.dns),
             format!("-server-port={}", self.server),
-        ]
+        ];
+        flags.extend(self.https.map(|port| format!("-https-port={port}")));
+        flags
     }
 }
