@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -40,10 +40,12 @@ fn a_leader_answers_two_seconds_after_the_start() {
 }
 
 #[test]
-fn signals_end_it_promptly_with_blocking_queries_parked() {
+fn signals_end_it_promptly_with_queries_parked_and_connections_silent() {
     for signal in [Signal::INT, Signal::TERM] {
         let mut agent = Agent::dev();
         let http = agent.http;
+        let connect = || TcpStream::connect(("127.0.0.1", agent.ports.http)).unwrap();
+        let _silent: Vec<_> = (0..20).map(|_| connect()).collect();
         let parked: Vec<_> = (0..20)
             .map(|number| {
                 let path = format!("/v1/kv/nothing/{number}?index=1000000&wait=5m");

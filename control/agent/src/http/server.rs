@@ -7,17 +7,21 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    future::poll_fn,
     io,
+    mem::MaybeUninit,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     time::timeout,
 };
@@ -156,7 +160,7 @@ fn spawn(shared: &Arc<Shared>, listener: &HttpListener, connection: Connection) 
     let tasks = shared.tasks.clone();
     match connection {
         Connection::Unix(stream) => {
-            tasks.spawn(unix(shared, stream));
+            tasks.spawn(converse(shared, stream, None, None));
         }
         Connection::Tcp(mut stream, peer) => {
             let ip = canonical(peer.ip());
@@ -176,59 +180,93 @@ fn spawn(shared: &Arc<Shared>, listener: &HttpListener, connection: Connection) 
                 HttpListener::Tls(_, tls) => Some(tls.acceptor()),
                 HttpListener::Plain(_) | HttpListener::Unix(..) => None,
             };
-            tasks.spawn(tcp(shared, stream, acceptor, slot));
+            tasks.spawn(converse(shared, stream, acceptor, Some(slot)));
         }
     }
 }
 
-/// A connection over TCP, to its end. While it is silent it holds this future and its socket: what serves
-/// requests is boxed, and made when there is something to read.
+/// A connection, to its end. While it is silent it holds this future and its socket: what serves requests is
+/// boxed, and made when there is something to read.
 #[expect(
     clippy::manual_async_fn,
     reason = "an async fn would hold its arguments twice"
 )]
-fn tcp(
+fn converse<S: Socket>(
     shared: Arc<Shared>,
-    stream: TcpStream,
+    stream: S,
     acceptor: Option<TlsAcceptor>,
-    slot: Slot,
+    slot: Option<Slot>,
 ) -> impl Future<Output = ()> {
     async move {
-        let ip = slot.ip;
-        // An error shows again when it is read.
-        let first_byte = timeout(FIRST_BYTE_TIMEOUT, stream.readable());
-        if first_byte.await.is_err() {
-            return;
+        tokio::select! {
+            first = timeout(FIRST_BYTE_TIMEOUT, poll_fn(|cx| stream.poll_first_byte(cx))) => {
+                if first.is_err() {
+                    return;
+                }
+            }
+            () = shared.context.shutdown.cancelled() => return,
         }
+        let peer = slot.as_ref().map(|slot| slot.ip);
         match acceptor {
-            None => Box::pin(serve(&shared, stream, Some(ip))).await,
-            Some(acceptor) => Box::pin(serve_tls(&shared, stream, acceptor, ip)).await,
+            None => Box::pin(serve(&shared, stream, peer)).await,
+            Some(acceptor) => Box::pin(serve_tls(&shared, stream, acceptor, peer)).await,
         }
         drop(slot);
     }
 }
 
-/// [`tcp`], over a Unix socket.
-#[expect(
-    clippy::manual_async_fn,
-    reason = "an async fn would hold its arguments twice"
-)]
-fn unix(shared: Arc<Shared>, stream: UnixStream) -> impl Future<Output = ()> {
-    async move {
-        let first_byte = timeout(FIRST_BYTE_TIMEOUT, stream.readable());
-        if first_byte.await.is_ok() {
-            Box::pin(serve(&shared, stream, None)).await;
+/// A socket that can tell whether there is anything to read.
+trait Socket: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {
+    /// Completes when there is a byte to read, or the end, or an error. Readiness alone does not tell: tokio
+    /// takes a new socket for ready until a read has shown otherwise.
+    fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+impl Socket for TcpStream {
+    fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let peek = || self.try_io(Interest::READABLE, || peek(SockRef::from(self)));
+        poll_peek(cx, |cx| self.poll_read_ready(cx), peek)
+    }
+}
+
+impl Socket for UnixStream {
+    fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let peek = || self.try_io(Interest::READABLE, || peek(SockRef::from(self)));
+        poll_peek(cx, |cx| self.poll_read_ready(cx), peek)
+    }
+}
+
+fn peek(socket: SockRef<'_>) -> io::Result<usize> {
+    socket.peek(&mut [MaybeUninit::uninit()])
+}
+
+fn poll_peek(
+    cx: &mut Context<'_>,
+    ready: impl Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
+    peek: impl Fn() -> io::Result<usize>,
+) -> Poll<()> {
+    loop {
+        // An error shows again when the stream is read.
+        let _ = std::task::ready!(ready(cx));
+        match peek() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return Poll::Ready(()),
         }
     }
 }
 
-async fn serve_tls(shared: &Arc<Shared>, stream: TcpStream, acceptor: TlsAcceptor, ip: IpAddr) {
+async fn serve_tls<S: Socket>(
+    shared: &Arc<Shared>,
+    stream: S,
+    acceptor: TlsAcceptor,
+    peer: Option<IpAddr>,
+) {
     let within = shared.context.settings.load().handshake_timeout;
     let handshake = Box::pin(timeout(within, acceptor.accept(stream)));
     match handshake.await {
-        Ok(Ok(stream)) => Box::pin(serve(shared, stream, Some(ip))).await,
-        Ok(Err(error)) => tracing::debug!(%error, from = %ip, "TLS handshake failed"),
-        Err(_) => tracing::debug!(from = %ip, "TLS handshake timed out"),
+        Ok(Ok(stream)) => Box::pin(serve(shared, stream, peer)).await,
+        Ok(Err(error)) => tracing::debug!(%error, from = ?peer, "TLS handshake failed"),
+        Err(_) => tracing::debug!(from = ?peer, "TLS handshake timed out"),
     }
 }
 
@@ -305,6 +343,8 @@ impl Drop for Slot {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     /// The size of what a function returns, without calling it.
@@ -314,10 +354,32 @@ mod tests {
 
     #[test]
     fn a_silent_connection_is_a_small_future() {
-        let tcp = size_of_future(tcp);
+        let tcp = size_of_future(converse::<TcpStream>);
         assert!(tcp <= 512, "{tcp} bytes for each connection over TCP");
-        let unix = size_of_future(|shared, stream, (), ()| unix(shared, stream));
+        let unix = size_of_future(converse::<UnixStream>);
         assert!(unix <= 512, "{unix} bytes for each over a Unix socket");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_silent_until_its_first_byte() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        speaks_when_spoken_to(&server, &mut client).await;
+        let (server, mut client) = UnixStream::pair().unwrap();
+        speaks_when_spoken_to(&server, &mut client).await;
+
+        let (server, client) = UnixStream::pair().unwrap();
+        drop(client);
+        poll_fn(|cx| server.poll_first_byte(cx)).await;
+    }
+
+    async fn speaks_when_spoken_to(server: &impl Socket, client: &mut (impl AsyncWrite + Unpin)) {
+        let first = || poll_fn(|cx| server.poll_first_byte(cx));
+        assert!(first().now_or_never().is_none(), "it is silent");
+        client.write_all(b"G").await.unwrap();
+        first().await;
     }
 
     #[test]
