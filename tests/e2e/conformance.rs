@@ -2,12 +2,13 @@
 
 use std::process::Command;
 
-use wharf_tests::{Agent, missing, run};
+use wharf_tests::{Agent, Ports, missing, run};
 
 /// What a script exits with when its client is not there.
 const NOT_INSTALLED: i32 = 3;
 
-fn script(interpreter: &str, name: &str, client: &str) {
+/// Runs one of `conformance/` against an agent, with the ports it asks for.
+fn script(interpreter: &str, name: &str, client: &str, ports: fn(Ports) -> Vec<u16>) {
     let agent = Agent::dev();
     if Command::new(interpreter).arg("--version").output().is_err() {
         missing(interpreter);
@@ -16,7 +17,7 @@ fn script(interpreter: &str, name: &str, client: &str) {
     let mut command = Command::new(interpreter);
     command
         .arg(format!("{}/conformance/{name}", env!("CARGO_MANIFEST_DIR")))
-        .arg(agent.ports.http.to_string());
+        .args(ports(agent.ports).iter().map(u16::to_string));
     if let Some(modules) = std::env::var_os("WHARF_NODE_MODULES") {
         command.env("NODE_PATH", modules);
     }
@@ -30,7 +31,9 @@ fn script(interpreter: &str, name: &str, client: &str) {
 
 #[test]
 fn py_consul() {
-    script("python3", "py_consul.py", "py-consul");
+    script("python3", "py_consul.py", "py-consul", |ports| {
+        vec![ports.http]
+    });
 }
 
 #[test]
@@ -39,5 +42,26 @@ fn node_consul() {
         "node",
         "node_consul.js",
         "package consul for node (see WHARF_NODE_MODULES)",
+        |ports| vec![ports.http],
     );
+}
+
+/// Servers found through DNS: SRV and A records.
+#[test]
+fn haproxy() {
+    script("python3", "haproxy.py", "haproxy", |ports| {
+        vec![ports.http, ports.dns]
+    });
+}
+
+/// Consul's own client, built from `conformance/go_api` by whoever runs the tests.
+#[test]
+fn go_api() {
+    let Some(program) = std::env::var_os("WHARF_GO_CLIENT") else {
+        missing("program built from tests/conformance/go_api (see WHARF_GO_CLIENT)");
+        return;
+    };
+    let agent = Agent::dev();
+    let ended = run(Command::new(program).arg(format!("127.0.0.1:{}", agent.ports.http)));
+    assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
 }

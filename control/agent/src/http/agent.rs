@@ -15,6 +15,7 @@ use super::{
     filter::RowFilter,
     request::{Request, go_bool},
     response::{self, Response},
+    selectors,
 };
 use crate::{
     authz::{Access, Resource},
@@ -213,7 +214,7 @@ pub(crate) async fn members(
     context: &HttpContext,
     request: Request,
 ) -> Result<Response, HttpError> {
-    let filter = RowFilter::parse(&request)?;
+    let filter = RowFilter::parse(&request, &selectors::MEMBER)?;
     let visible = request
         .caller
         .may(Resource::Node(&context.node.name), Access::Read);

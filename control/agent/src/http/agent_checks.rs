@@ -14,6 +14,7 @@ use super::{
     filter::RowFilter,
     request::Request,
     response::{self, Response},
+    selectors,
 };
 use crate::{
     authz::{Access, Resource},
@@ -34,7 +35,7 @@ fn resource<'a>(context: &'a HttpContext, check: &'a HealthCheck) -> Resource<'a
 }
 
 pub(crate) async fn list(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
-    let filter = RowFilter::parse(&request)?;
+    let filter = RowFilter::parse(&request, &selectors::CHECK)?;
     let checks = context.local.checks();
     let rows: BTreeMap<&Str, &HealthCheck> = checks
         .iter()

@@ -18,6 +18,7 @@ use super::{
     filter::RowFilter,
     request::Request,
     response::{self, Response},
+    selectors,
 };
 use crate::{
     authz::{Access, Resource},
@@ -110,7 +111,7 @@ impl<'a> AgentService<'a> {
 }
 
 pub(crate) async fn list(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
-    let filter = RowFilter::parse(&request)?;
+    let filter = RowFilter::parse(&request, &selectors::SERVICE)?;
     let services = context.local.services();
     let rows: BTreeMap<&str, AgentService<'_>> = services
         .values()

@@ -19,6 +19,7 @@ use super::{
     named::NamedRead,
     request::Request,
     response::{self, Response},
+    selectors,
     shapes::{CatalogService, by_node},
 };
 use crate::authz::{Access, Resource};
@@ -36,7 +37,7 @@ pub(crate) async fn datacenters(
 
 pub(crate) async fn nodes(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
+    let filter = RowFilter::parse(&request, &selectors::NODE)?;
     let answer = |view: &View| {
         let mut rows = Vec::new();
         let mut filtered = false;
@@ -68,7 +69,7 @@ pub(crate) async fn services(
     request: Request,
 ) -> Result<Response, HttpError> {
     let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
+    let filter = RowFilter::parse(&request, &selectors::CATALOG_SERVICE)?;
     let answer = |view: &View| {
         let mut rows: BTreeMap<&str, Vec<&Str>> = BTreeMap::new();
         let mut filtered = false;
@@ -121,7 +122,7 @@ pub(crate) async fn service(
     context: &HttpContext,
     request: Request,
 ) -> Result<Response, HttpError> {
-    let read = NamedRead::of_service(context, &request)?;
+    let read = NamedRead::of_service(context, &request, &selectors::CATALOG_SERVICE)?;
     let NamedRead { caller, filter, .. } = &read;
     let answer = |view: &View| {
         let mut rows = Vec::new();
@@ -192,7 +193,7 @@ async fn node_read(
     request: Request,
     encode: impl Fn(Option<&Node>, Vec<&NodeService>, bool) -> Result<bytes::Bytes, HttpError>,
 ) -> Result<Response, HttpError> {
-    let read = NamedRead::of_node(context, &request)?;
+    let read = NamedRead::of_node(context, &request, &selectors::SERVICE)?;
     let NamedRead { caller, filter, .. } = &read;
     let answer = |view: &View| {
         let entry = view.node(read.name).map(|entry| &**entry);

@@ -15,6 +15,7 @@ use super::{
     filter::RowFilter,
     request::Request,
     response::{self, Response},
+    selectors::Fields,
 };
 use crate::{
     authz::{Access, Resource},
@@ -88,7 +89,7 @@ fn allowed(request: &Request, entry: &ConfigEntry, access: Access) -> Result<(),
 
 pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
+    let filter = RowFilter::parse(&request, &Fields::Open)?;
     let (kind, name) = path(&request)?;
     if name.is_empty() {
         let answer = |view: &View| {

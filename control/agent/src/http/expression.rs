@@ -9,6 +9,8 @@ use std::{iter::Peekable, str::Chars};
 use regex_lite::Regex;
 use serde_json::Value;
 
+use super::selectors::Fields;
+
 /// How deep parentheses and `not` may nest: the parser and the evaluator recurse.
 const MAX_DEPTH: usize = 64;
 /// How long an expression may be, in bytes.
@@ -61,6 +63,11 @@ impl Expression {
             None => Ok(Expression(term)),
             Some(token) => Err(ExpressionError(format!("unexpected {}", token.shown()))),
         }
+    }
+
+    /// Refuses a selector that names no field of the rows.
+    pub(crate) fn check(&self, fields: &Fields) -> Result<(), ExpressionError> {
+        self.0.check(fields)
     }
 
     /// Whether a row, as JSON, is one that the expression asks for.
@@ -361,6 +368,21 @@ fn selector(token: Token) -> Result<Vec<String>, ExpressionError> {
 // === the rows ===
 
 impl Term {
+    fn check(&self, fields: &Fields) -> Result<(), ExpressionError> {
+        match self {
+            Term::And(left, right) | Term::Or(left, right) => {
+                left.check(fields)?;
+                right.check(fields)
+            }
+            Term::Not(term) => term.check(fields),
+            Term::Match { selector, .. } if fields.have(selector) => Ok(()),
+            Term::Match { selector, .. } => Err(ExpressionError(format!(
+                "Selector {:?} is not valid",
+                selector.join(".")
+            ))),
+        }
+    }
+
     fn matches(&self, row: &Value) -> bool {
         match self {
             Term::And(left, right) => left.matches(row) && right.matches(row),

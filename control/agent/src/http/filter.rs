@@ -12,6 +12,7 @@ use super::{
     expression::{Expression, ExpressionError},
     request::Request,
     response,
+    selectors::Fields,
 };
 
 /// `?tag`, `?node-meta`, `?near` and `?filter` of a request.
@@ -30,9 +31,13 @@ impl From<ExpressionError> for HttpError {
 }
 
 impl RowFilter {
-    pub(crate) fn parse(request: &Request) -> Result<RowFilter, HttpError> {
+    /// With the fields that rows of this kind have.
+    pub(crate) fn parse(request: &Request, fields: &Fields) -> Result<RowFilter, HttpError> {
         let query = &request.query;
         let expression = query.get("filter").map(Expression::parse).transpose()?;
+        if let Some(expression) = &expression {
+            expression.check(fields)?;
+        }
         let node_meta = query
             .all("node-meta")
             .map(|pair| match pair.split_once(':') {

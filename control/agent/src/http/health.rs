@@ -15,6 +15,7 @@ use super::{
     named::NamedRead,
     request::Request,
     response::{self, Response},
+    selectors,
     shapes::HealthService,
 };
 use crate::authz::{Access, Caller, Resource};
@@ -23,7 +24,7 @@ pub(crate) async fn service(
     context: &HttpContext,
     request: Request,
 ) -> Result<Response, HttpError> {
-    let read = NamedRead::of_service(context, &request)?;
+    let read = NamedRead::of_service(context, &request, &selectors::HEALTH_SERVICE)?;
     let NamedRead {
         caller,
         filter,
@@ -98,7 +99,7 @@ fn checks_answer<'a>(
 }
 
 pub(crate) async fn node(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
-    let read = NamedRead::of_node(context, &request)?;
+    let read = NamedRead::of_node(context, &request, &selectors::CHECK)?;
     let answer = |view: &View| {
         let entry = view.node(read.name);
         let checks = entry
@@ -111,7 +112,7 @@ pub(crate) async fn node(context: &HttpContext, request: Request) -> Result<Resp
 }
 
 pub(crate) async fn checks(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
-    let read = NamedRead::of_service(context, &request)?;
+    let read = NamedRead::of_service(context, &request, &selectors::CHECK)?;
     let answer = |view: &View| {
         let instances = view
             .service(read.name)
@@ -129,7 +130,7 @@ pub(crate) async fn checks(context: &HttpContext, request: Request) -> Result<Re
 
 pub(crate) async fn state(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     let options = ReadOptions::parse(context, &request)?;
-    let filter = RowFilter::parse(&request)?;
+    let filter = RowFilter::parse(&request, &selectors::CHECK)?;
     // An unknown state is not an error in Consul: no check has it.
     let wanted = request.name("Missing check state")?;
     let answer = |view: &View| {

@@ -10,6 +10,7 @@ use super::{
     filter::RowFilter,
     request::Request,
     response::Response,
+    selectors::Fields,
 };
 use crate::authz::Caller;
 
@@ -31,29 +32,41 @@ pub(crate) struct NamedRead<'r> {
 }
 
 impl<'r> NamedRead<'r> {
-    /// A read of the service at the end of the path.
+    /// A read of the service at the end of the path, with rows that have these fields.
     pub(crate) fn of_service(
         context: &HttpContext,
         request: &'r Request,
+        fields: &Fields,
     ) -> Result<Self, HttpError> {
-        Self::parse(context, request, Subject::Service, "Missing service name")
+        Self::parse(
+            context,
+            request,
+            fields,
+            Subject::Service,
+            "Missing service name",
+        )
     }
 
     /// A read of the node at the end of the path.
-    pub(crate) fn of_node(context: &HttpContext, request: &'r Request) -> Result<Self, HttpError> {
-        Self::parse(context, request, Subject::Node, "Missing node name")
+    pub(crate) fn of_node(
+        context: &HttpContext,
+        request: &'r Request,
+        fields: &Fields,
+    ) -> Result<Self, HttpError> {
+        Self::parse(context, request, fields, Subject::Node, "Missing node name")
     }
 
     fn parse(
         context: &HttpContext,
         request: &'r Request,
+        fields: &Fields,
         subject: Subject,
         missing: &'static str,
     ) -> Result<Self, HttpError> {
         Ok(NamedRead {
             subject,
             options: ReadOptions::parse(context, request)?,
-            filter: RowFilter::parse(request)?,
+            filter: RowFilter::parse(request, fields)?,
             name: request.name(missing)?,
             caller: &request.caller,
         })

@@ -1,12 +1,14 @@
 //! A request as an endpoint sees it.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header, request::Parts};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, Either, Empty};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
+use tokio::sync::Mutex;
 use wharf_config::Mode;
 
 use super::error::HttpError;
@@ -65,7 +67,44 @@ pub(crate) struct Request {
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
     pub(crate) caller: Caller,
-    pub(crate) body: Body,
+    pub(crate) body: RequestBody,
+}
+
+/// The most that is read of a body its endpoint left, and for how long. As Go's server does it.
+const LEFTOVER: u64 = 256 * 1024;
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The body of a request. What its endpoint did not read is seen to afterwards.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestBody(Arc<Mutex<Body>>);
+
+impl RequestBody {
+    pub(super) fn new(body: Body) -> RequestBody {
+        RequestBody(Arc::new(Mutex::new(body)))
+    }
+
+    /// Reads what is left of the body. Says whether its end was reached: if not, the connection
+    /// cannot serve another request, and the client has to be told.
+    pub(super) async fn drain(self) -> bool {
+        let mut body = self.0.lock().await;
+        if body.is_end_stream() {
+            return true;
+        }
+        let drain = async {
+            let mut read = 0;
+            while read + body.size_hint().lower() <= LEFTOVER {
+                match body.frame().await {
+                    None => return true,
+                    Some(Ok(frame)) => read += frame.data_ref().map_or(0, |data| data.len() as u64),
+                    Some(Err(_)) => return false,
+                }
+            }
+            false
+        };
+        tokio::time::timeout(LEFTOVER_TIMEOUT, drain)
+            .await
+            .unwrap_or(false)
+    }
 }
 
 /// What a client sends; what the agent asks of itself has no body.
@@ -113,7 +152,8 @@ impl Request {
             return Err(HttpError::too_large(&length.to_string(), limit));
         }
         let mut collected = BytesMut::new();
-        while let Some(frame) = self.body.frame().await {
+        let mut body = self.body.0.lock().await;
+        while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
                 HttpError::bad_request(format!("the request body broke off: {error}"))
             })?;

@@ -5,14 +5,14 @@
 
 use std::{collections::HashMap, net::IpAddr, time::Instant};
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tracing::Level;
 
 use super::{
-    HttpContext, agent, agent_checks, agent_services, catalog, config_entries,
+    HttpContext, agent, agent_checks, agent_services, catalog, compression, config_entries,
     error::HttpError,
     health, kv,
-    request::{self, PathProblem, Query, Request},
+    request::{self, PathProblem, Query, Request, RequestBody},
     response::{self, Response},
     status,
 };
@@ -162,11 +162,21 @@ impl Router {
         let started = Instant::now();
         let method = request.method().clone();
         let path = tracing::enabled!(Level::DEBUG).then(|| request.uri().path().to_owned());
-        let mut response = match self.route(context, request, peer).await {
+        let (parts, body) = request.into_parts();
+        let body = RequestBody::new(body);
+        let compress = compression::wanted(&parts.headers);
+        let mut response = match self.route(context, parts, body.clone(), peer).await {
             Ok(response) => response,
             Err(error) => error.into(),
         };
         finish(context, &mut response);
+        if compress {
+            compression::compress(&mut response).await;
+        }
+        if !body.drain().await {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         if let Some(path) = path {
             // The path only: the query may carry a token.
             tracing::debug!(
@@ -184,10 +194,10 @@ impl Router {
     async fn route(
         &self,
         context: &HttpContext,
-        request: http::Request<request::Body>,
+        parts: Parts,
+        body: RequestBody,
         peer: Option<IpAddr>,
     ) -> Result<Response, HttpError> {
-        let (parts, body) = request.into_parts();
         let path = match request::decode_path(parts.uri.path()) {
             Ok(path) => path,
             Err(PathProblem::Unprintable) => {

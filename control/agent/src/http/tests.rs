@@ -17,6 +17,8 @@ use crate::{
     cluster::{ClusterError, testing::Solo},
 };
 
+mod transport;
+
 struct Api {
     address: std::net::SocketAddr,
     cluster: Arc<Solo>,

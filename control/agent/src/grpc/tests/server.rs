@@ -103,6 +103,39 @@ async fn reflection_knows_every_service() {
     harness.stop().await;
 }
 
+/// Generic clients show the details of an error only if they can look up what these are.
+#[tokio::test]
+async fn reflection_knows_the_details_of_errors() {
+    let harness = Harness::start().await;
+    let mut client = ServerReflectionClient::new(harness.channel().await);
+    for name in [
+        "google.rpc.ErrorInfo",
+        "google.rpc.BadRequest",
+        "google.rpc.RetryInfo",
+    ] {
+        let request = ServerReflectionRequest {
+            message_request: Some(MessageRequest::FileContainingSymbol(name.into())),
+            ..ServerReflectionRequest::default()
+        };
+        let answers = client
+            .server_reflection_info(tokio_stream::once(request))
+            .await;
+        let answer = soon(answers.unwrap().into_inner().message())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            matches!(
+                answer.message_response,
+                Some(MessageResponse::FileDescriptorResponse(_))
+            ),
+            "{name}: {answer:?}"
+        );
+    }
+    drop(client);
+    harness.stop().await;
+}
+
 /// Knows one token, which may do nothing.
 #[derive(Debug)]
 struct Strict;
