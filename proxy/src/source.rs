@@ -54,14 +54,28 @@ pub(crate) struct Source {
 enum Broken {
     #[error("cannot reach the agent")]
     Connect(#[from] tonic::transport::Error),
-    #[error("{}: {}", .0.code(), .0.message())]
-    Status(#[from] Status),
+    #[error("{}", told_by(.0))]
+    Status(Status),
     #[error(transparent)]
     OutOfStep(#[from] OutOfStep),
     #[error("the agent ended the stream")]
     Ended,
     #[error("the proxy stops")]
     Stopped,
+}
+
+impl From<Status> for Broken {
+    fn from(status: Status) -> Broken {
+        Broken::Status(status)
+    }
+}
+
+/// What the agent says; the name of the code when it says nothing.
+fn told_by(status: &Status) -> String {
+    match status.message() {
+        "" => status.code().to_string(),
+        message => message.to_owned(),
+    }
 }
 
 impl Source {
@@ -138,7 +152,12 @@ impl Source {
             }
             let text = chain(&broken);
             if text != told {
-                tracing::warn!(agent = %self.agent, reason = %text, "no configuration stream; serving what is known and trying again");
+                let meanwhile = if served {
+                    "serving what is known"
+                } else {
+                    "serving nothing yet"
+                };
+                tracing::warn!(agent = %self.agent, "no configuration stream, {meanwhile} and trying again: {text}");
                 told = text;
             }
             let half = backoff / 2;

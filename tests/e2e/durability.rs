@@ -1,8 +1,13 @@
 //! What was acknowledged is there after a crash.
 
+use std::{path::Path, process::Command};
+
 use rustix::process::Signal;
 use serde_json::json;
 use wharf_tests::{Agent, Ports, SOON, eventually, run};
+
+/// `EX_IOERR` of sysexits.h: what an agent ends with that cannot write its log.
+const EXIT_IO_ERROR: i32 = 74;
 
 #[test]
 fn acknowledged_writes_survive_a_kill() {
@@ -84,4 +89,124 @@ fn a_data_directory_has_one_agent() {
     assert!(error.contains(&path), "{error}");
     // The first one did not notice.
     agent.http.put("/v1/kv/a", "b").ok();
+}
+
+fn server_flags(directory: &Path) -> [String; 4] {
+    let data = format!("-data-dir={}", directory.display());
+    ["-server", "-bootstrap", "-bind=127.0.0.1", &data].map(str::to_owned)
+}
+
+/// The value of a key: as long as a page of a log, and different for each.
+fn value(number: usize) -> String {
+    format!("{number:08}").repeat(8 << 10)
+}
+
+/// Writes to an agent until it can write no more. It has to say so, and to end; what it acknowledged
+/// has to be there when `recovered` has started one that has room.
+fn acknowledged_writes_survive_the_end_of_space(
+    mut agent: Agent,
+    recovered: impl FnOnce(Ports) -> Agent,
+) {
+    let path = |number: usize| format!("/v1/kv/full/{number}");
+    let mut acknowledged = 0;
+    let refused = loop {
+        assert!(acknowledged < 1000, "the space does not end");
+        let body = value(acknowledged);
+        match agent
+            .http
+            .request("PUT", &path(acknowledged), &[], body.as_bytes())
+        {
+            Ok(reply) if reply.status == 200 => acknowledged += 1,
+            other => break other,
+        }
+    };
+    assert!(acknowledged > 0);
+    // An answer that still came does not claim that nothing happened.
+    if let Ok(reply) = refused {
+        assert_eq!(reply.status, 500, "{}", reply.text());
+        assert!(reply.text().contains("unknown"), "{}", reply.text());
+    }
+    let status = agent.process.ended(SOON).expect("it ends");
+    assert_eq!(status.code(), Some(EXIT_IO_ERROR), "{status}");
+    let reason = agent.process.line("cannot go on safely", SOON);
+    let reason = reason.expect("it says why");
+    assert!(reason.contains("os error"), "{reason}");
+
+    let agent = recovered(agent.ports);
+    for number in 0..acknowledged {
+        let kept = agent.http.get(&format!("{}?raw", path(number)));
+        assert_eq!(kept.status, 200, "{number} of {acknowledged} is lost");
+        assert!(kept.text() == value(number), "{number} has another value");
+    }
+    agent.http.put("/v1/kv/after", "it goes on").ok();
+}
+
+#[test]
+fn a_log_that_cannot_grow_ends_the_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let ports = Ports::choose();
+    let flags = server_flags(directory.path());
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let agent = Agent::command(ports, &flags);
+    // Files end at some megabytes. A write beyond that is an error, not a signal.
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 8192; exec \"$@\"", "sh"])
+        .arg(agent.get_program())
+        .args(agent.get_args());
+    for (name, value) in agent.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let agent = Agent::of_command(ports, &mut limited).unwrap();
+    acknowledged_writes_survive_the_end_of_space(agent, |ports| {
+        Agent::durable(directory.path(), ports)
+    });
+}
+
+/// A file system of its own size, until this is dropped.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    /// `None` where file systems cannot be mounted.
+    fn of(size: &str) -> Option<Disk> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "wharf-test"]);
+        let mounted = mount.arg(directory.path()).output();
+        mounted
+            .is_ok_and(|ended| ended.status.success())
+            .then_some(Disk(directory))
+    }
+
+    fn grow(&self, size: &str) {
+        let options = format!("remount,size={size}");
+        run(Command::new("mount")
+            .args(["-o", &options])
+            .arg(self.0.path()))
+        .success();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // A process that still holds a file must not keep the mount in the way.
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_agent_and_loses_nothing() {
+    let Some(disk) = Disk::of("6m") else {
+        wharf_tests::missing("right to mount a small file system (it takes root)");
+        return;
+    };
+    let data = disk.0.path().join("data");
+    let agent = Agent::durable(&data, Ports::choose());
+    acknowledged_writes_survive_the_end_of_space(agent, |ports| {
+        disk.grow("64m");
+        Agent::durable(&data, ports)
+    });
 }

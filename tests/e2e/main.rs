@@ -15,6 +15,7 @@ mod grpc;
 mod lifecycle;
 mod registry;
 mod sidecar;
+mod sidecar_registration;
 mod slow_reader;
 mod tls;
 mod watch;

@@ -64,7 +64,16 @@ impl Agent {
     ///
     /// With the output of an agent that ended.
     pub fn on(ports: Ports, flags: &[&str]) -> Result<Agent, String> {
-        let mut process = Process::start(&mut Agent::command(ports, flags));
+        Agent::of_command(ports, &mut Agent::command(ports, flags))
+    }
+
+    /// The same by a command that comes to an agent on these ports.
+    ///
+    /// # Errors
+    ///
+    /// With the output of an agent that ended.
+    pub fn of_command(ports: Ports, command: &mut Command) -> Result<Agent, String> {
+        let mut process = Process::start(command);
         let http = Http::local(ports.http);
         let started = Instant::now();
         let mut ended = false;

@@ -31,7 +31,7 @@ pub enum ClusterError {
     Overloaded,
     #[error("{0}")]
     TooLarge(String),
-    #[error("the write was sent, but its outcome is unknown: {0}")]
+    #[error("{0}")]
     OutcomeUnknown(String),
     #[error("the agent is shutting down")]
     ShuttingDown,
