@@ -21,6 +21,7 @@ pub mod server;
 mod sockets;
 pub mod telemetry;
 mod tls;
+mod watches;
 
 pub use run::{RunError, run};
 pub use sockets::SocketError;

@@ -54,6 +54,7 @@ use crate::{
         logs::{LogFormat, Logs},
         recorder::Recorder,
     },
+    watches::Watches,
 };
 
 /// How long the servers may take to let go of their clients.
@@ -109,6 +110,7 @@ struct Agent {
     dns: Option<DnsServer>,
     cluster: Arc<dyn Cluster>,
     tls: ListenerTls,
+    watches: Watches,
 }
 
 impl Agent {
@@ -201,6 +203,7 @@ impl Agent {
             dns,
             cluster: cluster.clone(),
             tls: sockets.tls,
+            watches: Watches::new(http.clone(), tasks.clone(), shutdown.clone()),
         };
 
         let entropy = AntiEntropy::of_server(
@@ -242,6 +245,8 @@ impl Agent {
         };
         let grpc_server = tasks.spawn(grpc::serve(sockets.grpc, grpc, shutdown.clone()));
         let http_server = HttpServer::start(http.clone(), sockets.http);
+        let watches = http.agent.config.load_full();
+        agent.watches.replace(&watches.reloadable.watches);
 
         let reason = agent.until_told_to_end(&mut signals, &mut requests).await;
         tracing::info!(reason, "the agent is shutting down");

@@ -23,7 +23,7 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(crate) enum ConnectError {
     #[error("address {0}: missing port in address")]
     NoPort(String),
     #[error("lookup {host}: {source}")]

@@ -21,7 +21,7 @@ const MAX_REDIRECTS: usize = 10;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-enum HttpError {
+pub(crate) enum HttpFailure {
     #[error("invalid URL: {0}")]
     Url(#[from] http::uri::InvalidUri),
     #[error("unsupported protocol scheme {0:?}")]
@@ -48,7 +48,7 @@ pub(super) async fn probe(check: &HttpCheck, limit: usize) -> Finding {
         given => given,
     };
     // As Go tells it: `Get "http://…": dial tcp …`.
-    let failed = |error: HttpError| {
+    let failed = |error: HttpFailure| {
         let verb = method.get(..1).unwrap_or_default().to_ascii_uppercase();
         let rest = method.get(1..).unwrap_or_default().to_ascii_lowercase();
         Finding::critical(format!("{verb}{rest} {:?}: {error}", &*check.url))
@@ -70,11 +70,12 @@ pub(super) async fn probe(check: &HttpCheck, limit: usize) -> Finding {
     }
 }
 
-async fn fetch(
+/// The status and at most `limit` bytes of the body of what the redirects lead to.
+pub(crate) async fn fetch(
     check: &HttpCheck,
     method: &str,
     limit: usize,
-) -> Result<(StatusCode, Vec<u8>), HttpError> {
+) -> Result<(StatusCode, Vec<u8>), HttpFailure> {
     let mut uri: Uri = check.url.parse()?;
     let mut method = Method::from_bytes(method.as_bytes()).map_err(http::Error::from)?;
     let mut headers = headers(check)?;
@@ -93,7 +94,7 @@ async fn fetch(
             return Ok((status, body));
         };
         let next = follow(&uri, &location).ok_or_else(|| {
-            HttpError::Redirect(String::from_utf8_lossy(location.as_bytes()).into())
+            HttpFailure::Redirect(String::from_utf8_lossy(location.as_bytes()).into())
         })?;
         // RFC 9110 §15.4: a form is not sent again, and secrets stay with the host they are for.
         if (301..=303).contains(&status.as_u16()) && method != Method::HEAD {
@@ -107,10 +108,10 @@ async fn fetch(
         }
         uri = next;
     }
-    Err(HttpError::TooManyRedirects)
+    Err(HttpFailure::TooManyRedirects)
 }
 
-fn headers(check: &HttpCheck) -> Result<HeaderMap, HttpError> {
+fn headers(check: &HttpCheck) -> Result<HeaderMap, HttpFailure> {
     let mut headers = HeaderMap::new();
     for (name, values) in &check.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(http::Error::from)?;
@@ -143,14 +144,14 @@ async fn send(
     method: &Method,
     headers: &HeaderMap,
     body: Bytes,
-) -> Result<Exchange<impl Future<Output = hyper::Result<()>> + Unpin + use<>>, HttpError> {
+) -> Result<Exchange<impl Future<Output = hyper::Result<()>> + Unpin + use<>>, HttpFailure> {
     let (tls, default_port) = match uri.scheme_str() {
         Some("http") => (None, 80),
         Some("https") => (Some(&check.tls), 443),
-        other => return Err(HttpError::Scheme(other.unwrap_or_default().to_owned())),
+        other => return Err(HttpFailure::Scheme(other.unwrap_or_default().to_owned())),
     };
     let host = uri.host().filter(|host| !host.is_empty());
-    let host = bare_host(host.ok_or(HttpError::NoHost)?);
+    let host = bare_host(host.ok_or(HttpFailure::NoHost)?);
     let port = uri.port_u16().unwrap_or(default_port);
     let stream = connect::stream(host, port, tls, &[b"http/1.1"]).await?;
 
@@ -184,7 +185,7 @@ async fn read(
     mut body: Incoming,
     mut driver: impl Future<Output = hyper::Result<()>> + Unpin,
     limit: usize,
-) -> Result<Vec<u8>, HttpError> {
+) -> Result<Vec<u8>, HttpFailure> {
     let mut content = Vec::new();
     let mut driven = false;
     while content.len() < limit {

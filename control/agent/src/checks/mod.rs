@@ -25,6 +25,10 @@ use wharf_config::GoDuration;
 use wharf_registry::model::{CheckStatus, Str};
 
 use self::{connect::split_address, thresholds::Counter};
+pub(crate) use self::{
+    http::{HttpFailure, fetch},
+    script::{Tail, run_program},
+};
 use crate::{
     cluster::Cluster,
     definition::{CheckError, Origin, ScriptPolicy},

@@ -1,10 +1,14 @@
 //! Checks that run a program: exit code 0 passes, 1 warns, anything else is critical.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    io,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
 };
 use wharf_config::GoDuration;
@@ -14,13 +18,22 @@ use super::Finding;
 
 /// The last bytes of an output, as the last lines say what went wrong.
 #[derive(Debug)]
-struct Tail {
+pub(crate) struct Tail {
     bytes: Vec<u8>,
     limit: usize,
     total: usize,
 }
 
 impl Tail {
+    /// Empty. It keeps `limit` bytes.
+    pub(crate) fn of(limit: usize) -> Tail {
+        Tail {
+            bytes: Vec::new(),
+            limit,
+            total: 0,
+        }
+    }
+
     fn push(&mut self, data: &[u8]) {
         self.total += data.len();
         self.bytes.extend_from_slice(data);
@@ -35,7 +48,7 @@ impl Tail {
         self.bytes.drain(..excess);
     }
 
-    fn into_text(mut self) -> String {
+    pub(crate) fn into_text(mut self) -> String {
         self.cut();
         let text = String::from_utf8_lossy(&self.bytes);
         if self.bytes.len() == self.total {
@@ -61,41 +74,18 @@ impl Drop for Group {
     }
 }
 
-/// Runs a program in a process group of its own, for at most `timeout`; keeps the last `limit` bytes of
+/// Runs a program for at most `timeout`; keeps the last `limit` bytes of
 /// what it writes.
 pub(super) async fn probe(args: &[Str], timeout: Duration, limit: usize) -> Finding {
     let Some((program, arguments)) = args.split_first() else {
         return Finding::critical("the check names no program".to_owned());
     };
-    let spawned = Command::new(&**program)
-        .args(arguments.iter().map(|argument| &**argument))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn();
-    let child = match spawned {
-        Ok(child) => child,
-        Err(error) => return Finding::critical(format!("cannot run {program}: {error}")),
-    };
-    let leader = child
-        .id()
-        .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    let mut group = Group { child, leader };
-    let mut tail = Tail {
-        bytes: Vec::new(),
-        limit,
-        total: 0,
-    };
-    let run = async {
-        let (stdout, stderr) = (group.child.stdout.take(), group.child.stderr.take());
-        capture(stdout, stderr, &mut tail).await;
-        group.child.wait().await
-    };
+    let mut command = Command::new(&**program);
+    command.args(arguments.iter().map(|argument| &**argument));
+    let mut tail = Tail::of(limit);
+    let run = run_program(&mut command, None, &mut tail);
     match tokio::time::timeout(timeout, run).await {
         Ok(Ok(status)) => {
-            group.leader = None;
             let status = match status.code() {
                 Some(0) => CheckStatus::Passing,
                 Some(1) => CheckStatus::Warning,
@@ -104,9 +94,8 @@ pub(super) async fn probe(args: &[Str], timeout: Duration, limit: usize) -> Find
             let output = tail.into_text();
             Finding { status, output }
         }
-        Ok(Err(error)) => Finding::critical(format!("waiting for {program}: {error}")),
+        Ok(Err(error)) => Finding::critical(format!("cannot run {program}: {error}")),
         Err(_) => {
-            drop(group);
             let text = tail.into_text();
             let timeout = GoDuration::from(timeout);
             let mut output = format!("Timed out ({timeout}) running check");
@@ -116,6 +105,37 @@ pub(super) async fn probe(args: &[Str], timeout: Duration, limit: usize) -> Find
             Finding::critical(output)
         }
     }
+}
+
+/// Runs a program in a process group of its own to its end, with something to read or nothing. Dropped before
+/// that, the whole group is killed.
+pub(crate) async fn run_program(
+    command: &mut Command,
+    input: Option<&[u8]>,
+    tail: &mut Tail,
+) -> io::Result<ExitStatus> {
+    let mut child = command
+        .stdin(input.map_or_else(Stdio::null, |_| Stdio::piped()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let leader = child
+        .id()
+        .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let mut group = Group { child, leader };
+    let write = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // A program that does not read all of it is none that fails.
+            let _ = stdin.write_all(input).await;
+        }
+    };
+    tokio::join!(write, capture(stdout, stderr, tail));
+    let status = group.child.wait().await?;
+    group.leader = None;
+    Ok(status)
 }
 
 /// Reads both outputs to their ends, as they come.

@@ -17,6 +17,7 @@ mod error;
 mod expression;
 mod filter;
 mod health;
+mod inside;
 mod kv;
 mod named;
 mod request;
@@ -33,6 +34,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use inside::{Inside, InsideAnswer, InsideError};
 pub use server::{HttpListener, HttpServer};
 
 use crate::{

@@ -103,6 +103,7 @@ impl Agent {
         self.apply_definitions(&running).await;
         let running = Arc::new(running);
         apply_entries(&*self.cluster, &running).await;
+        self.watches.replace(&running.reloadable.watches);
         self.http.agent.config.store(running);
         tracing::info!("the configuration is reloaded");
         Ok(())
