@@ -4,10 +4,16 @@
 //! that each replica comes to the same result. On the wire and in the log it is one version byte
 //! followed by a MessagePack map; fields can be added with a default, variants can be added at will.
 
+mod platform;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, NodeService, Str};
+
+pub use platform::{
+    PlacementRefusal, Plan, PlanOutcome, PlanStop, PlatformCommand, PlatformRefusal,
+};
 
 /// The version of the encoding that [`Command::encode`] writes.
 const ENCODING: u8 = 1;
@@ -19,6 +25,7 @@ pub enum Command {
     Deregister(Deregister),
     Kv(KvCommand),
     Config(ConfigCommand),
+    Platform(PlatformCommand),
 }
 
 /// Puts a node, an instance on it and checks into the catalog. What is there and says the same is
@@ -106,6 +113,8 @@ pub enum Outcome {
     Done,
     /// The answer of a check-and-set: whether it took place.
     Applied(bool),
+    /// What became of a plan of the scheduler.
+    Planned(PlanOutcome),
     /// Refused, and nothing changed.
     Refused(Refusal),
 }
@@ -136,6 +145,8 @@ pub enum Refusal {
     WrongNode { check: Str, other: Str, node: Str },
     #[error("Must provide key name")]
     KeyMissing,
+    #[error(transparent)]
+    Platform(#[from] PlatformRefusal),
 }
 
 /// A command that cannot be read: written by a newer wharf, or damaged.

@@ -6,11 +6,17 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, ordmap::DiffItem};
 
 use crate::{
-    model::{ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Str, fold_name},
-    state::{Indexes, Instance, NodeEntry, Record, ServiceEntry, State, kv::prefix_range},
+    model::{
+        ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Str, fold_name,
+        platform::{Alloc, Job, PlatformNode},
+    },
+    state::{
+        Indexes, Instance, JobEntry, NodeEntry, PlatformIndexes, Record, ServiceEntry, State,
+        kv::prefix_range,
+    },
     watch::WatchKey,
 };
 
@@ -167,6 +173,146 @@ impl View {
         self.state.config.values()
     }
 
+    // === platform ===
+
+    /// When the answers to whole-table questions about the platform last changed.
+    pub fn platform_indexes(&self) -> &PlatformIndexes {
+        &self.state.platform.indexes
+    }
+
+    /// All jobs by name, those that were purged left out.
+    pub fn jobs(&self) -> impl Iterator<Item = &Arc<Job>> {
+        let entries = self.state.platform.jobs.values();
+        entries.filter_map(|entry| entry.job.as_ref())
+    }
+
+    /// The names of all jobs, purged ones with allocations left included.
+    pub fn job_names(&self) -> impl ExactSizeIterator<Item = &Str> {
+        self.state.platform.jobs.keys()
+    }
+
+    pub fn job(&self, name: &str) -> Option<&Arc<Job>> {
+        self.job_entry(name)?.job.as_ref()
+    }
+
+    /// A job with its kept versions; also of a purged job that has allocations left.
+    pub fn job_entry(&self, name: &str) -> Option<&Arc<JobEntry>> {
+        self.state.platform.jobs.get(name)
+    }
+
+    /// The specification that an allocation was made from.
+    pub fn job_version(&self, name: &str, version: u64) -> Option<&Arc<Job>> {
+        self.job_entry(name)?.versions.get(&version)
+    }
+
+    /// When the job or its kept versions last changed. For a job that does not exist: when the last
+    /// trace of one was removed.
+    pub fn job_index(&self, name: &str) -> u64 {
+        match self.job_entry(name) {
+            Some(entry) => entry.index,
+            None => self.state.platform.indexes.job_extinction,
+        }
+    }
+
+    /// All allocations by id.
+    pub fn allocs(&self) -> impl ExactSizeIterator<Item = &Arc<Alloc>> {
+        self.state.platform.allocs.values()
+    }
+
+    pub fn alloc(&self, id: &str) -> Option<&Arc<Alloc>> {
+        self.state.platform.allocs.get(id)
+    }
+
+    /// The allocations whose id starts with `prefix`.
+    pub fn allocs_with_prefix<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Alloc>> {
+        prefix_range(&self.state.platform.allocs, prefix).map(|(_, alloc)| alloc)
+    }
+
+    /// The allocations, by id, that are not what they were in an earlier view. As for
+    /// [`View::kv_changes`], the cost is that of the changes.
+    pub fn changed_allocs<'a>(
+        &'a self,
+        earlier: &'a View,
+    ) -> impl Iterator<Item = (&'a Str, Change<'a, Arc<Alloc>>)> {
+        changes(&earlier.state.platform.allocs, &self.state.platform.allocs)
+    }
+
+    /// The same for the nodes of the platform.
+    pub fn changed_platform_nodes<'a>(
+        &'a self,
+        earlier: &'a View,
+    ) -> impl Iterator<Item = (&'a Str, Change<'a, Arc<PlatformNode>>)> {
+        let all = changes(&earlier.state.platform.nodes, &self.state.platform.nodes);
+        all.map(|(id, change)| (id, change.map(|entry| &entry.node)))
+            // An allocation that came or went changes the entry, not the node.
+            .filter(|(_, change)| change.old.map(Arc::as_ptr) != change.new.map(Arc::as_ptr))
+    }
+
+    /// The names of the jobs whose specification or versions are not what they were.
+    pub fn changed_jobs<'a>(&'a self, earlier: &'a View) -> impl Iterator<Item = &'a Str> {
+        let all = changes(&earlier.state.platform.jobs, &self.state.platform.jobs);
+        all.filter(|(_, change)| {
+            change.old.map(|entry| entry.index) != change.new.map(|entry| entry.index)
+        })
+        .map(|(name, _)| name)
+    }
+
+    /// When the allocation last changed. For one that does not exist: when one was last forgotten.
+    pub fn alloc_index(&self, id: &str) -> u64 {
+        match self.alloc(id) {
+            Some(alloc) => alloc.modify_index,
+            None => self.state.platform.indexes.alloc_extinction,
+        }
+    }
+
+    /// The allocations of a job by id, ended ones included.
+    pub fn job_allocs(&self, name: &str) -> impl Iterator<Item = &Arc<Alloc>> {
+        let platform = &self.state.platform;
+        platform.allocs_of(platform.jobs.get(name).map(|entry| &entry.allocs))
+    }
+
+    /// When an allocation of the job last changed.
+    pub fn job_allocs_index(&self, name: &str) -> u64 {
+        match self.job_entry(name) {
+            Some(entry) => entry.allocs_index,
+            None => self.state.platform.indexes.job_extinction,
+        }
+    }
+
+    /// The allocations on a node by id, ended ones included.
+    pub fn node_allocs(&self, node_id: &str) -> impl Iterator<Item = &Arc<Alloc>> {
+        let platform = &self.state.platform;
+        platform.allocs_of(platform.nodes.get(node_id).map(|entry| &entry.allocs))
+    }
+
+    /// When an allocation on the node last changed.
+    pub fn node_allocs_index(&self, node_id: &str) -> u64 {
+        match self.state.platform.nodes.get(node_id) {
+            Some(entry) => entry.allocs_index,
+            None => self.state.platform.indexes.node_extinction,
+        }
+    }
+
+    /// The nodes of the platform by id.
+    pub fn platform_nodes(&self) -> impl ExactSizeIterator<Item = &Arc<PlatformNode>> {
+        self.state.platform.nodes.values().map(|entry| &entry.node)
+    }
+
+    pub fn platform_node(&self, id: &str) -> Option<&Arc<PlatformNode>> {
+        self.state.platform.nodes.get(id).map(|entry| &entry.node)
+    }
+
+    /// When the node last changed. For one that does not exist: when one was last removed.
+    pub fn platform_node_index(&self, id: &str) -> u64 {
+        match self.platform_node(id) {
+            Some(node) => node.modify_index,
+            None => self.state.platform.indexes.node_extinction,
+        }
+    }
+
     // === snapshot ===
 
     /// The whole state as records, in the order of a snapshot.
@@ -180,6 +326,37 @@ impl View {
 pub enum KvChange<'a> {
     Upserted(&'a Arc<KvEntry>),
     Removed(&'a Str),
+}
+
+/// What a row was, and what it is; `None` where there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change<'a, T> {
+    pub old: Option<&'a T>,
+    pub new: Option<&'a T>,
+}
+
+impl<'a, T> Change<'a, T> {
+    fn map<U>(self, mut part: impl FnMut(&'a T) -> &'a U) -> Change<'a, U> {
+        Change {
+            old: self.old.map(&mut part),
+            new: self.new.map(&mut part),
+        }
+    }
+}
+
+/// The rows that differ between two states of a table, in the order of their keys.
+fn changes<'a, T: PartialEq + Clone>(
+    earlier: &'a OrdMap<Str, Arc<T>>,
+    later: &'a OrdMap<Str, Arc<T>>,
+) -> impl Iterator<Item = (&'a Str, Change<'a, Arc<T>>)> {
+    earlier.diff(later).map(|item| {
+        let (key, old, new) = match item {
+            DiffItem::Add(key, new) => (key, None, Some(new)),
+            DiffItem::Update { old, new } => (new.0, Some(old.1), Some(new.1)),
+            DiffItem::Remove(key, old) => (key, Some(old), None),
+        };
+        (key, Change { old, new })
+    })
 }
 
 impl<'a> KvChange<'a> {

@@ -83,7 +83,7 @@ impl dyn Cluster {
     /// Proposes a check-and-set and says whether it took place.
     pub async fn write_if(&self, command: Command) -> Result<bool, ClusterError> {
         match self.propose(command).await? {
-            Outcome::Done => Ok(true),
+            Outcome::Done | Outcome::Planned(_) => Ok(true),
             Outcome::Applied(applied) => Ok(applied),
             Outcome::Refused(refusal) => Err(ClusterError::Refused(refusal)),
         }

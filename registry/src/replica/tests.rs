@@ -1,5 +1,7 @@
 //! Properties of the state machine as a whole, over random histories.
 
+mod platform;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use bytes::Bytes;
@@ -162,7 +164,7 @@ fn command() -> impl Strategy<Value = Command> {
                 }
             })
         });
-    prop_oneof![4 => register, 2 => deregister, 3 => kv, 1 => config]
+    prop_oneof![4 => register, 2 => deregister, 3 => kv, 1 => config, 5 => platform::command()]
 }
 
 /// A question that a blocking query may ask: its key, and its answer with the answer's index.
@@ -229,6 +231,7 @@ fn questions() -> Vec<Question> {
             (view.kv_prefix_index(prefix), format!("{entries:?}"))
         }));
     }
+    questions.extend(platform::questions());
     questions
 }
 

@@ -12,6 +12,7 @@ mod addresses;
 mod catalog;
 mod config_entry;
 pub(crate) mod kv;
+pub(crate) mod platform;
 mod records;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub use catalog::{Instance, InstanceKey, NodeEntry, ServiceEntry};
+pub use platform::{JobEntry, PlatformIndexes, PlatformRecord};
 pub use records::{Record, RecordError};
 
 /// All replicated state of the platform at one index.
@@ -42,6 +44,7 @@ pub struct State {
     /// Keys that were deleted, until reaped: a watcher of a prefix must see its index move.
     pub(crate) tombstones: OrdMap<Str, kv::Tombstone>,
     pub(crate) config: OrdMap<(ConfigEntryKind, Str), Arc<ConfigEntry>>,
+    pub(crate) platform: platform::PlatformState,
     pub(crate) indexes: Indexes,
 }
 
@@ -106,6 +109,7 @@ impl State {
             }
             Command::Kv(command) => self.apply_kv(index, command, touched),
             Command::Config(command) => self.apply_config(index, command, touched),
+            Command::Platform(command) => self.platform.apply(index, command, touched),
         };
         self.indexes.applied = index;
         outcome

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
-use super::{Indexes, Instance, NodeEntry, ServiceEntry, State, kv::Tombstone};
+use super::{
+    Indexes, Instance, NodeEntry, ServiceEntry, State, kv::Tombstone, platform::PlatformRecord,
+};
 use crate::model::{ConfigEntry, HealthCheck, KvEntry, Node, NodeService, Str, fold_name};
 
 /// One row of a table.
@@ -36,6 +38,7 @@ pub enum Record {
         stone: Tombstone,
     },
     Config(Arc<ConfigEntry>),
+    Platform(PlatformRecord),
 }
 
 /// [`Indexes`] as they are stored: a field that an older snapshot lacks is 0.
@@ -60,6 +63,10 @@ pub enum RecordError {
     UnknownNode { what: &'static str, node: Str },
     #[error("index of the unknown service {0:?}")]
     UnknownService(Str),
+    #[error("a version of the unknown job {0:?}")]
+    UnknownJob(Str),
+    #[error("allocation {0} of an unknown job, or on an unknown node")]
+    StrayAlloc(Str),
 }
 
 impl Record {
@@ -75,12 +82,13 @@ impl Record {
             Record::Kv(_) => 20,
             Record::Tombstone { .. } => 21,
             Record::Config(_) => 30,
+            Record::Platform(record) => record.table(),
         }
     }
 
     /// Whether this binary knows the table of that number.
     pub fn knows_table(table: u8) -> bool {
-        matches!(table, 1 | 10..=13 | 20 | 21 | 30)
+        matches!(table, 1 | 10..=13 | 20 | 21 | 30 | 40..=44)
     }
 }
 
@@ -152,6 +160,7 @@ impl State {
             .chain(kv_rows)
             .chain(stones)
             .chain(config_rows)
+            .chain(self.platform.records().map(Record::Platform))
     }
 
     /// An empty state whose last entry was `applied`, to be filled with [`State::insert`].
@@ -207,6 +216,7 @@ impl State {
                 self.config
                     .insert((entry.kind(), entry.name().clone()), entry);
             }
+            Record::Platform(record) => self.platform.insert(record)?,
         }
         Ok(())
     }

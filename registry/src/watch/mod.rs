@@ -47,6 +47,22 @@ pub enum WatchKey {
     /// Any configuration entry.
     Config,
     ConfigEntry(ConfigEntryKind, Str),
+    /// Any job.
+    Jobs,
+    /// One job, with its kept versions.
+    Job(Str),
+    /// Any allocation.
+    Allocs,
+    /// The allocations of one job.
+    JobAllocs(Str),
+    /// The allocations on one node of the platform, by its id.
+    NodeAllocs(Str),
+    /// One allocation, by its id.
+    Alloc(Str),
+    /// Any node of the platform.
+    PlatformNodes,
+    /// One node of the platform, by its id.
+    PlatformNode(Str),
 }
 
 #[derive(Debug, Default)]

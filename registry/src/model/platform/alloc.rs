@@ -51,6 +51,8 @@ pub struct Alloc {
     pub alloc_modify_index: u64,
     pub create_time: UnixNanos,
     pub modify_time: UnixNanos,
+    /// When it was told to stop; 0: it was not.
+    pub stop_time: UnixNanos,
     /// When its client status became a final one.
     pub end_time: UnixNanos,
 }
