@@ -4,7 +4,8 @@
 //! from the end, each with the addresses of its target; over a stream the addresses alone, before
 //! any answer goes. Whether something fits is found by encoding
 //! it as the server will: how far names compress is the encoder's business. That is done only for
-//! answers that might not fit with no name compressed, and stops at the limit.
+//! answers that might not fit with no name compressed, and stops at the limit. The most common answer,
+//! nothing but addresses of the asked name, is added up instead.
 
 use std::collections::HashSet;
 
@@ -59,6 +60,11 @@ fn choose(draft: &Draft, question: &Question<'_>) -> Choice {
         authority: true,
     };
     let size = usize::from(question.limits.size);
+    if let Some(answers) = addresses_that_fit(draft, question) {
+        choice.answers = answers;
+        choice.accompanied = answers;
+        return choice;
+    }
     if uncompressed(draft, question) <= size || measure(draft, choice, question).is_whole {
         return choice;
     }
@@ -126,6 +132,38 @@ fn additionals(draft: &Draft, choice: Choice) -> impl Iterator<Item = &Record> {
     records.chain(draft.extras.iter().filter(move |_| all))
 }
 
+/// How many answers fit, for a draft that is nothing but addresses of the asked name. `None` for any
+/// other draft.
+fn addresses_that_fit(draft: &Draft, question: &Question<'_>) -> Option<usize> {
+    if !draft.authority.is_empty() || !draft.extras.is_empty() || question.name.is_root() {
+        return None;
+    }
+    let mut size = HEADER + name_size(question.name) + QUESTION_FIXED;
+    let mut fitting = 0;
+    for (at, item) in draft.items.iter().enumerate() {
+        let data = match &item.record.data {
+            RData::A(_) => 4,
+            RData::AAAA(_) => 16,
+            _ => return None,
+        };
+        let is_bare = item.addresses.is_empty() && item.notes.is_empty();
+        if !is_bare || !item.record.name.eq_case(question.name) {
+            return None;
+        }
+        // The first one spells the name out: the question is no target for compression.
+        let name = match at {
+            1..MOST_COMPRESSED => POINTER,
+            _ => name_size(question.name),
+        };
+        size += name + RECORD_FIXED + data;
+        // What comes behind one that does not fit is left out as well.
+        if size <= usize::from(question.limits.size) {
+            fitting += 1;
+        }
+    }
+    Some(fitting)
+}
+
 /// An upper bound for the size of the whole draft.
 fn uncompressed(draft: &Draft, question: &Question<'_>) -> usize {
     let items = draft.items.iter().map(|item: &Item| {
@@ -141,6 +179,10 @@ fn uncompressed(draft: &Draft, question: &Question<'_>) -> usize {
 }
 
 const HEADER: usize = 12;
+/// A name that was told before (RFC 1035, section 4.1.4).
+const POINTER: usize = 2;
+/// The encoder compresses so many names of a message.
+const MOST_COMPRESSED: usize = 120;
 /// Type and class of a question.
 const QUESTION_FIXED: usize = 4;
 /// Type, class, TTL and length of a record.
@@ -216,5 +258,65 @@ impl EmitAndCount for AsReceived<'_> {
         encoder.emit_u16(1)?;
         encoder.store_label_pointer(start, encoder.offset());
         Ok(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use hickory_server::proto::rr::RecordType;
+
+    use super::*;
+    use crate::answer::{Limits, record};
+
+    /// What hickory makes of the first `count` answers, without any limit.
+    fn encoded(draft: &Draft, count: usize, question: &Question<'_>) -> usize {
+        let mut bytes = Vec::new();
+        let header = emit_message_parts(
+            &Metadata::new(0, MessageType::Response, OpCode::Query),
+            &mut AsReceived(question),
+            &mut draft.items[..count].iter().map(|item| &item.record),
+            &mut std::iter::empty::<&Record>(),
+            &mut std::iter::empty::<&Record>(),
+            None,
+            None,
+            &mut BinEncoder::new(&mut bytes),
+        );
+        assert!(!header.unwrap().metadata.truncation);
+        bytes.len()
+    }
+
+    #[test]
+    fn addresses_are_added_up_to_what_the_encoder_makes_of_them() {
+        const COUNT: u8 = 150;
+        let long = format!("{0}.{0}.service.consul.", "a".repeat(60));
+        for name in ["web.service.consul.", "A.b.Node.dc1.consul.", "x.", &long] {
+            let name = Name::from_ascii(name).unwrap();
+            for every in 1..4 {
+                let address = |n: u8| match n % every == 1 {
+                    true => IpAddr::from([0xfd, 0, 0, 0, 0, 0, 0, n.into()]),
+                    false => IpAddr::from([10, 0, 0, n]),
+                };
+                let item = |n: u8| record::address(&name, 0, address(n)).into();
+                let draft = Draft::of((0..COUNT).map(item).collect());
+                let question = |size: usize| Question {
+                    name: &name,
+                    kind: RecordType::ANY,
+                    limits: Limits {
+                        size: u16::try_from(size).unwrap(),
+                        transport: Transport::Stream,
+                    },
+                    seed: 0,
+                    now: 0,
+                };
+                for count in 1..=usize::from(COUNT) {
+                    let size = encoded(&draft, count, &question(0));
+                    let fits = |size| addresses_that_fit(&draft, &question(size));
+                    assert_eq!(fits(size), Some(count), "{name} in {size}");
+                    assert_eq!(fits(size - 1), Some(count - 1), "{name} in {size} - 1");
+                }
+            }
+        }
     }
 }

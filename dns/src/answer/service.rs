@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::IpAddr};
 
 use hickory_server::proto::rr::{Name, Record, RecordType};
-use rand::seq::SliceRandom as _;
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use wharf_registry::{model::CheckStatus, state::Instance};
 
 use super::{
@@ -20,16 +20,19 @@ impl<'a> Resolver<'a> {
         service: &str,
         tag: Option<&str>,
     ) -> Option<Draft> {
-        let mut instances = self.instances(service, tag);
+        let instances = self.instances(service, tag);
         if instances.is_empty() {
             return None;
         }
-        instances.shuffle(&mut self.rng);
+        let instances = Drawn {
+            rest: instances,
+            rng: SmallRng::from_rng(&mut self.rng),
+        };
         let ttl = self.source.zone.service_ttl(service);
         Some(match asked.kind {
-            RecordType::SRV => self.service_targets(asked, &instances, ttl),
+            RecordType::SRV => self.service_targets(asked, instances, ttl),
             RecordType::A | RecordType::AAAA | RecordType::ANY | RecordType::CNAME => {
-                self.service_addresses(asked, &instances, ttl)
+                self.service_addresses(asked, instances, ttl)
             }
             _ => Draft::of(Vec::new()),
         })
@@ -62,13 +65,14 @@ impl<'a> Resolver<'a> {
 
     /// Every address once. An alias can only stand alone (RFC 1034, section 3.6.2), so it is told
     /// when no instance has an address.
-    fn service_addresses(&mut self, asked: &Asked<'_>, instances: &[&Instance], ttl: u32) -> Draft {
+    fn service_addresses(&mut self, asked: &Asked<'_>, instances: Drawn<'_>, ttl: u32) -> Draft {
         let limit = match self.source.zone.settings.a_record_limit {
             0 => self.most,
             limit => limit.min(self.most),
         };
-        let mut seen = HashSet::new();
-        let mut items = Vec::new();
+        let expected = limit.min(instances.rest.len());
+        let mut seen = HashSet::with_capacity(expected);
+        let mut items = Vec::with_capacity(expected);
         let mut alias = None;
         for instance in instances {
             match Place::parse(instance.address()) {
@@ -90,7 +94,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn service_targets(&mut self, asked: &Asked<'_>, instances: &[&Instance], ttl: u32) -> Draft {
+    fn service_targets(&mut self, asked: &Asked<'_>, instances: Drawn<'_>, ttl: u32) -> Draft {
         let mut seen = HashSet::new();
         let mut items = Vec::new();
         for instance in instances {
@@ -161,6 +165,25 @@ impl<'a> Resolver<'a> {
             .filter(|record| record.name == *host)
             .take(MAX_HOST_ADDRESSES)
             .collect()
+    }
+}
+
+/// Instances in random order. Each is drawn when it is wanted: an answer has room for a few dozen of
+/// what may be thousands.
+struct Drawn<'a> {
+    rest: Vec<&'a Instance>,
+    rng: SmallRng,
+}
+
+impl<'a> Iterator for Drawn<'a> {
+    type Item = &'a Instance;
+
+    fn next(&mut self) -> Option<&'a Instance> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let at = self.rng.random_range(..self.rest.len());
+        Some(self.rest.swap_remove(at))
     }
 }
 
