@@ -44,7 +44,8 @@ use super::{
 pub struct DiskLogConfig {
     /// An existing directory that nothing else uses.
     pub directory: PathBuf,
-    /// A chunk file is closed at this size, and removed as a whole once all of it is purged.
+    /// A chunk file is closed at this size, and removed as a whole once all of it is purged. The
+    /// payloads of the open one are in memory.
     pub chunk_bytes: usize,
     /// Payloads of closed chunks that stay in memory for followers and for applying.
     pub cache_bytes: usize,
@@ -56,8 +57,11 @@ impl DiskLogConfig {
     pub fn new(directory: PathBuf) -> DiskLogConfig {
         DiskLogConfig {
             directory,
-            chunk_bytes: 64 << 20,
-            cache_bytes: 64 << 20,
+            // Entries are applied, and sent to followers that keep up, right after they were
+            // written: more in memory than what is written in a second or two helps nobody. Who is
+            // behind reads the files.
+            chunk_bytes: 8 << 20,
+            cache_bytes: 8 << 20,
             // Long enough to take what is already queued. Waiting for more does not pay: what
             // comes while an fsync runs is gathered by that.
             gather: Duration::from_micros(50),
