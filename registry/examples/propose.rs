@@ -113,7 +113,7 @@ async fn run(
                 let mut key = proposer;
                 while started.elapsed() < duration {
                     let sent = Instant::now();
-                    consensus.propose(command(key % 100_000)).await?;
+                    consensus.propose(&command(key % 100_000)).await?;
                     times.push(sent.elapsed());
                     key += proposers;
                 }

@@ -174,7 +174,7 @@ impl Consensus {
     /// [`Consensus::registry`] has it when this returns.
     ///
     /// To drop the future does not take the command back.
-    pub async fn propose(&self, command: Command) -> Result<Outcome, ProposeError> {
+    pub async fn propose(&self, command: &Command) -> Result<Outcome, ProposeError> {
         let inner = &*self.inner;
         if inner.stopping.load(Ordering::Relaxed) {
             return Err(ProposeError::ShuttingDown);

@@ -57,7 +57,7 @@ async fn whatever_was_acknowledged_survives_a_kill() {
             tokio::spawn(async move {
                 for n in 0..40 {
                     consensus
-                        .propose(set(&format!("more-{round}-{n}"), "v"))
+                        .propose(&set(&format!("more-{round}-{n}"), "v"))
                         .await
                         .unwrap();
                 }
@@ -74,7 +74,7 @@ async fn whatever_was_acknowledged_survives_a_kill() {
         let consensus = led(on_disk(&killed)).await;
         consensus.read_barrier(Consistency::Default).await.unwrap();
         assert!(has_all(&consensus, 0..acknowledged));
-        consensus.propose(set("and on", "v")).await.unwrap();
+        consensus.propose(&set("and on", "v")).await.unwrap();
         consensus.shutdown().await;
     }
 }

@@ -95,7 +95,7 @@ async fn led_on(log: Arc<FaultyLog>, config: ConsensusConfig) -> Consensus {
         .unwrap();
     wait_for_leader(&consensus).await;
     // The entry that opens the term is not to meet the fault.
-    consensus.propose(set("first", "v")).await.unwrap();
+    consensus.propose(&set("first", "v")).await.unwrap();
     consensus
 }
 
@@ -114,13 +114,13 @@ async fn beyond_the_limit_proposals_are_refused_and_those_within_it_succeed() {
     let waiting: Vec<_> = (0..4)
         .map(|n| {
             let consensus = consensus.clone();
-            tokio::spawn(async move { consensus.propose(set(&format!("key-{n}"), "v")).await })
+            tokio::spawn(async move { consensus.propose(&set(&format!("key-{n}"), "v")).await })
         })
         .collect();
     while stat(&consensus, "proposals_in_flight") != "4" {
         tokio::task::yield_now().await;
     }
-    let refused = consensus.propose(set("one too many", "v")).await;
+    let refused = consensus.propose(&set("one too many", "v")).await;
     assert_eq!(refused, Err(ProposeError::Overloaded));
 
     log.release();
@@ -130,7 +130,7 @@ async fn beyond_the_limit_proposals_are_refused_and_those_within_it_succeed() {
     assert!(has_all(&consensus, 0..4));
     assert!(consensus.registry().view().kv("one too many").is_none());
     consensus
-        .propose(set("now there is room", "v"))
+        .propose(&set("now there is room", "v"))
         .await
         .unwrap();
     consensus.shutdown().await;
@@ -146,12 +146,15 @@ async fn bytes_in_flight_are_limited_too() {
         ..single()
     };
     let consensus = led(config).await;
-    let refused = consensus.propose(set("k", &"v".repeat(2000))).await;
+    let refused = consensus.propose(&set("k", &"v".repeat(2000))).await;
     assert!(matches!(
         refused,
         Err(ProposeError::TooLarge { limit: 1000, .. })
     ));
-    consensus.propose(set("k", &"v".repeat(500))).await.unwrap();
+    consensus
+        .propose(&set("k", &"v".repeat(500)))
+        .await
+        .unwrap();
     consensus.shutdown().await;
 }
 
@@ -168,7 +171,7 @@ async fn a_failed_write_or_fsync_is_fatal_and_acknowledges_nothing() {
         let log = Arc::new(FaultyLog::default());
         let consensus = led_on(log.clone(), config).await;
         log.set(fault);
-        let outcome = consensus.propose(set("lost", "v")).await;
+        let outcome = consensus.propose(&set("lost", "v")).await;
         assert_eq!(outcome, Err(ProposeError::OutcomeUnknown), "{fault:?}");
         let reason = reported.recv().await.unwrap();
         assert!(
@@ -189,7 +192,7 @@ async fn a_shutdown_does_not_wait_for_a_stalled_disk() {
     log.set(Fault::Stall);
     let waiting = {
         let consensus = consensus.clone();
-        tokio::spawn(async move { consensus.propose(set("stalled", "v")).await })
+        tokio::spawn(async move { consensus.propose(&set("stalled", "v")).await })
     };
     while stat(&consensus, "proposals_in_flight") != "1" {
         tokio::task::yield_now().await;

@@ -39,7 +39,7 @@ async fn led(config: ConsensusConfig) -> Consensus {
 async fn set_all(consensus: &Consensus, keys: std::ops::Range<u32>) {
     let proposals = keys.map(|n| {
         let consensus = consensus.clone();
-        tokio::spawn(async move { consensus.propose(set(&format!("key-{n}"), "v")).await })
+        tokio::spawn(async move { consensus.propose(&set(&format!("key-{n}"), "v")).await })
     });
     for outcome in proposals.collect::<Vec<_>>() {
         assert_eq!(outcome.await.unwrap(), Ok(Outcome::Applied(true)));
@@ -68,7 +68,7 @@ async fn a_single_server_leads_at_once_and_applies_what_is_proposed() {
     assert_eq!(consensus.peers(), ["127.0.0.1:8300"]);
     assert_eq!(consensus.last_contact(), Some(Duration::ZERO));
 
-    let outcome = consensus.propose(set("a", "1")).await.unwrap();
+    let outcome = consensus.propose(&set("a", "1")).await.unwrap();
     assert_eq!(outcome, Outcome::Applied(true));
     // Without a barrier: the outcome comes after the view.
     let view = consensus.registry().view();
@@ -115,7 +115,7 @@ async fn many_proposers_are_served_in_batches() {
 async fn after_a_shutdown_everything_says_so() {
     let consensus = led(single()).await;
     consensus.shutdown().await;
-    let refused = consensus.propose(set("a", "1")).await;
+    let refused = consensus.propose(&set("a", "1")).await;
     assert_eq!(refused, Err(ProposeError::ShuttingDown));
     let refused = consensus.read_barrier(Consistency::Consistent).await;
     assert_eq!(refused, Err(ReadError::ShuttingDown));
@@ -132,7 +132,7 @@ async fn a_server_that_is_not_to_found_a_cluster_waits() {
     let consensus = Consensus::start(config).await.unwrap();
     assert_eq!(consensus.leader(), None);
     assert_eq!(consensus.last_contact(), None);
-    let refused = consensus.propose(set("a", "1")).await;
+    let refused = consensus.propose(&set("a", "1")).await;
     assert_eq!(refused, Err(ProposeError::NoLeader));
     let refused = consensus.read_barrier(Consistency::Default).await;
     assert_eq!(refused, Err(ReadError::NoLeader));
