@@ -21,6 +21,8 @@ const PORTS: u16 = 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Wharf,
+    /// Another binary of ours, to compare two commits.
+    Before,
     Consul,
     Etcd,
 }
@@ -58,6 +60,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Wharf => "wharf",
+            Kind::Before => "before",
             Kind::Consul => "consul",
             Kind::Etcd => "etcd",
         }
@@ -66,7 +69,7 @@ impl Kind {
     /// What to do when it is not there.
     pub(crate) fn how_to_get(self) -> &'static str {
         match self {
-            Kind::Wharf => "cargo build --profile dist -p wharf",
+            Kind::Wharf | Kind::Before => "cargo build --profile dist -p wharf",
             Kind::Consul => {
                 "Consul 1.8.7, the last under MPL-2.0 that Debian has, is in bullseye: fetch the package with apt or from \
                  a mirror, unpack it with `dpkg-deb -x consul_1.8.7*.deb /opt/consul187`, or name another with --consul"
@@ -87,6 +90,7 @@ impl Program {
         let found = match (given, kind) {
             (Some(given), _) => process::find("", &[given]),
             (None, Kind::Wharf) => Some(build()?),
+            (None, Kind::Before) => None,
             (None, Kind::Consul) => {
                 process::find("consul", &[Path::new("/opt/consul187/usr/bin/consul")])
             }
@@ -100,7 +104,7 @@ impl Program {
         };
         let (args, at): (&[&str], u16) = match kind {
             Kind::Wharf => (&["version"], 0),
-            Kind::Consul => (&["version"], PORTS),
+            Kind::Before | Kind::Consul => (&["version"], PORTS),
             Kind::Etcd => (&["--version"], 2 * PORTS),
         };
         Ok(Some(Program {
@@ -121,7 +125,7 @@ impl Program {
         }
         fs::create_dir_all(&folder)?;
         let args = match self.kind {
-            Kind::Wharf | Kind::Consul => self.agent(mode, &folder)?,
+            Kind::Wharf | Kind::Before | Kind::Consul => self.agent(mode, &folder)?,
             Kind::Etcd => self.etcd(&folder),
         };
         let args: Vec<&str> = args.iter().map(String::as_str).collect();

@@ -45,6 +45,7 @@ Usage: registry [OPTIONS]
   --wharf PATH    the binary to measure [built from this source, in the profile of this program]
   --consul PATH   [/opt/consul187/usr/bin/consul, or PATH]
   --etcd PATH     [PATH]
+  --before PATH   another binary of wharf, in place of the peers: what a change is worth
   --ports BASE    the first of the 30 ports that are used [21600]
   --dir PATH      where data directories are made: a disk, not a tmpfs [the directory for temporary files]
 
@@ -61,6 +62,7 @@ struct Options {
     wharf: Option<PathBuf>,
     consul: Option<PathBuf>,
     etcd: Option<PathBuf>,
+    before: Option<PathBuf>,
     ports: u16,
     dir: PathBuf,
 }
@@ -119,6 +121,7 @@ impl Options {
             wharf: None,
             consul: None,
             etcd: None,
+            before: None,
             ports: 21_600,
             dir: std::env::temp_dir(),
         };
@@ -148,6 +151,7 @@ impl Options {
                 "--wharf" => options.wharf = Some(value.into()),
                 "--consul" => options.consul = Some(value.into()),
                 "--etcd" => options.etcd = Some(value.into()),
+                "--before" => options.before = Some(value.into()),
                 "--ports" => {
                     options.ports = match value.parse() {
                         Ok(port @ 1..=65_000) => port,
@@ -170,11 +174,16 @@ impl Options {
 /// Ours first; without it there is nothing to measure.
 fn programs(options: &Options, folder: &Path) -> Result<Vec<Program>, Box<dyn Error>> {
     let mut programs = Vec::new();
-    for (kind, given) in [
-        (Kind::Wharf, &options.wharf),
-        (Kind::Consul, &options.consul),
-        (Kind::Etcd, &options.etcd),
-    ] {
+    let wharf = (Kind::Wharf, &options.wharf);
+    let all = match &options.before {
+        Some(_) => vec![wharf, (Kind::Before, &options.before)],
+        None => vec![
+            wharf,
+            (Kind::Consul, &options.consul),
+            (Kind::Etcd, &options.etcd),
+        ],
+    };
+    for (kind, given) in all {
         match Program::find(kind, given.as_deref(), options.ports, folder)? {
             Some(program) => programs.push(program),
             None if options.works().all(|work| !work.applies_to(kind)) => {}
@@ -293,7 +302,8 @@ impl Table {
                     })
                     .collect();
                 let Spread { min, median, max } = Spread::of(&ratios);
-                let bar = figure.bar.map_or(String::new(), |bar| {
+                let bar = figure.bar.filter(|_| *peer != Kind::Before);
+                let bar = bar.map_or(String::new(), |bar| {
                     let kept = if median >= bar { "kept" } else { "missed" };
                     format!("{bar}x: {kept}")
                 });

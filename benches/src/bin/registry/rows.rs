@@ -279,7 +279,7 @@ fn putter(kind: Kind) -> Request {
 pub(crate) fn put(kind: Kind, n: u64, out: &mut Vec<u8>) {
     let value = format!("{n:0VALUE$}");
     match kind {
-        Kind::Wharf | Kind::Consul => {
+        Kind::Wharf | Kind::Before | Kind::Consul => {
             let path = format!("/v1/kv/{}", key(n));
             write_request(out, "PUT", &path, value.as_bytes());
         }
