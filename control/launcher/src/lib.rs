@@ -1,1 +1,4 @@
 //! The node side of the platform: images, networks, containers, and the life of one allocation.
+
+pub mod network;
+pub mod services;
