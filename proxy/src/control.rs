@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify as Nudge, mpsc, watch},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -23,6 +23,7 @@ use crate::{
     admin::Admin,
     binder::Binder,
     config::{Desired, Snapshot, compile},
+    notify::Notify,
     source::Source,
     tuning::Tuning,
     worker::{self, Command, Handle},
@@ -59,6 +60,7 @@ pub(crate) async fn run(
         failed_listeners: Mutex::default(),
         workers,
     });
+    let mut waiting = options.notify.as_deref().map(Notify::new).transpose()?;
     let source = Source::new(&options, Arc::clone(&status.agent_connected))?;
     let admin = match options.admin {
         Some(address) => Some(Admin::start(address, Arc::clone(&status))?),
@@ -79,6 +81,11 @@ pub(crate) async fn run(
             Ok(()) = received.changed() => {
                 let desired = received.borrow_and_update().clone();
                 control.apply(&desired).await;
+                if let Some(notify) = waiting.take()
+                    && let Err(error) = control.all_bound().and_then(|()| notify.ready())
+                {
+                    break Err(error);
+                }
             }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => control.bind().await,
             _ = stop.recv() => break Ok(()),
@@ -90,7 +97,7 @@ pub(crate) async fn run(
 }
 
 fn start_workers(count: usize, tuning: Tuning) -> Result<Vec<Handle>, ProxyError> {
-    let nudges: Arc<[Notify]> = (0..count).map(|_| Notify::new()).collect();
+    let nudges: Arc<[Nudge]> = (0..count).map(|_| Nudge::new()).collect();
     (0..count)
         .map(|id| worker::start(id, Arc::clone(&nudges), tuning))
         .collect::<Result<_, _>>()
@@ -136,6 +143,18 @@ impl Control {
             .failed_listeners
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = self.binder.failures();
+    }
+
+    /// Refuses to go on without a port.
+    fn all_bound(&self) -> Result<(), ProxyError> {
+        match self.binder.failures().into_iter().next() {
+            None => Ok(()),
+            Some((listener, address, reason)) => Err(ProxyError::Listen {
+                listener: listener.to_string(),
+                address,
+                reason,
+            }),
+        }
     }
 
     async fn drain(self, timeout: Duration, stop: &mut mpsc::Receiver<()>) {

@@ -13,6 +13,7 @@ mod control;
 mod drain;
 mod http;
 mod metrics;
+mod notify;
 mod source;
 mod tcp;
 #[cfg(test)]
@@ -32,7 +33,7 @@ use crate::tuning::Tuning;
 /// What one proxy process is, and where it finds its agent.
 #[derive(Clone, Debug)]
 pub struct ProxyOptions {
-    /// The agent's gRPC address, `host:port`.
+    /// The agent's gRPC address: `host:port`, or `unix:///path` of a socket.
     pub agent_grpc: String,
     /// Sent as `x-consul-token` with the configuration stream. Never logged.
     pub token: Option<String>,
@@ -44,6 +45,10 @@ pub struct ProxyOptions {
     pub workers: Option<usize>,
     /// How long running requests and connections may take to end after SIGTERM.
     pub drain_timeout: Duration,
+    /// Where to say that the proxy is ready, as `NOTIFY_SOCKET` has it (sd_notify(3)): the path of a datagram socket,
+    /// or `@` and an abstract name. Whoever waits there learns in time what cannot work: a proxy that cannot have all
+    /// ports of its first configuration then ends with an error, instead of trying again.
+    pub notify: Option<String>,
 }
 
 impl ProxyOptions {
@@ -81,7 +86,7 @@ pub struct Upstream {
 pub enum ProxyError {
     #[error("the agent at {agent} refuses this proxy: {message}")]
     Refused { agent: String, message: String },
-    #[error("the agent's gRPC address {0:?} is not host:port")]
+    #[error("the agent's gRPC address {0:?} is neither host:port nor unix:///path")]
     AgentAddress(String),
     #[error("the token holds characters that a header cannot carry")]
     Token,
@@ -89,6 +94,17 @@ pub enum ProxyError {
     Admin {
         address: SocketAddr,
         source: std::io::Error,
+    },
+    #[error("cannot say that the proxy is ready at {address:?} (NOTIFY_SOCKET): {source}")]
+    Notify {
+        address: String,
+        source: std::io::Error,
+    },
+    #[error("the listener {listener} cannot have {address}: {reason}")]
+    Listen {
+        listener: String,
+        address: SocketAddr,
+        reason: String,
     },
     #[error("cannot start a {what}: {source}")]
     Start {

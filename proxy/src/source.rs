@@ -85,15 +85,18 @@ impl Source {
     ) -> Result<Self, ProxyError> {
         let agent = options.agent_grpc.clone();
         let bad_address = || ProxyError::AgentAddress(agent.clone());
-        if agent
-            .parse::<http::uri::Authority>()
-            .ok()
-            .and_then(|a| a.port_u16())
-            .is_none()
-        {
-            return Err(bad_address());
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{agent}"))
+        let uri = match agent.strip_prefix("unix://") {
+            // tonic takes it as it is.
+            Some(path) if path.starts_with('/') => agent.clone(),
+            Some(_) => return Err(bad_address()),
+            None => {
+                let authority = agent.parse::<http::uri::Authority>();
+                let port = authority.ok().and_then(|authority| authority.port_u16());
+                port.ok_or_else(bad_address)?;
+                format!("http://{agent}")
+            }
+        };
+        let endpoint = Endpoint::from_shared(uri)
             .map_err(|_| bad_address())?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(PING_EVERY)

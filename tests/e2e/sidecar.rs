@@ -240,3 +240,41 @@ fn a_port_that_is_taken_is_told_and_tried_again() {
         reply.is_ok_and(|reply| reply.status == 200)
     }));
 }
+
+#[test]
+fn a_sidecar_follows_over_a_unix_socket_and_says_when_it_is_ready() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("grpc.sock");
+    let config = directory.path().join("grpc.hcl");
+    let text = format!("addresses {{ grpc = \"unix://{}\" }}", socket.display());
+    std::fs::write(&config, text).expect("written");
+    let agent = Agent::start(&["-dev", &format!("-config-file={}", config.display())]);
+    let backend = Backend::start("one");
+    register(&agent, "web-1", &backend);
+    speaks_http(&agent);
+
+    let notify = directory.path().join("notify.sock");
+    let waiting = std::os::unix::net::UnixDatagram::bind(&notify).expect("a socket");
+    waiting.set_read_timeout(Some(SOON)).expect("possible");
+    let port = free_port();
+    let grpc = format!("-grpc-addr=unix://{}", socket.display());
+    let upstream = format!("-upstream=web:{port}");
+    let arguments = ["connect", "proxy", "-service=me", &upstream, &grpc];
+    let process = Process::start(agent.cli(&arguments).env("NOTIFY_SOCKET", &notify));
+    let mut word = [0; 64];
+    let length = waiting
+        .recv(&mut word)
+        .unwrap_or_else(|error| panic!("{error}: {}", process.text()));
+    assert_eq!(&word[..length], b"READY=1\n");
+    let reply = Http::local(port)
+        .request("GET", "/", &[], b"")
+        .expect("it listens already");
+    assert_eq!(reply.status, 200, "{}", reply.text());
+
+    // The port is taken now: whoever waits for the second one learns why it ends.
+    let mut second = Process::start(agent.cli(&arguments).env("NOTIFY_SOCKET", &notify));
+    let status = second.ended(SOON).expect("it ends");
+    assert!(!status.success());
+    let text = second.text();
+    assert!(text.contains(&format!("127.0.0.1:{port}")), "{text}");
+}

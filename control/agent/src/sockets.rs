@@ -46,6 +46,8 @@ pub(crate) struct Sockets {
     pub(crate) grpc: Vec<GrpcListener>,
     pub(crate) dns_udp: Vec<UdpSocket>,
     pub(crate) dns_tcp: Vec<TcpListener>,
+    /// The files of gRPC's Unix sockets.
+    files: Vec<PathBuf>,
     /// What is served where, for a person.
     pub(crate) listening: Vec<(&'static str, String)>,
     pub(crate) tls: ListenerTls,
@@ -120,12 +122,20 @@ impl Sockets {
             }
         }
         for address in &listen.grpc {
-            let Listen::Tcp(address) = address else {
-                continue;
-            };
-            let socket = tcp("gRPC", *address)?;
-            sockets.note("gRPC", local(&socket, *address).to_string());
-            sockets.grpc.push(GrpcListener { socket, tls: None });
+            match address {
+                Listen::Tcp(address) => {
+                    let socket = tcp("gRPC", *address)?;
+                    sockets.note("gRPC", local(&socket, *address).to_string());
+                    sockets.grpc.push(GrpcListener::Plain(socket));
+                }
+                Listen::Unix(path) => {
+                    let socket = unix(path, config.unix_socket.mode)
+                        .map_err(|source| bind_error("gRPC", path.display().to_string(), source))?;
+                    sockets.note("gRPC", format!("unix://{}", path.display()));
+                    sockets.grpc.push(GrpcListener::Unix(socket));
+                    sockets.files.push(path.clone());
+                }
+            }
         }
         // A certificate is what makes the TLS port meaningful: without one Consul serves its own
         // CA's, which comes with the mesh.
@@ -139,10 +149,7 @@ impl Sockets {
                 };
                 let socket = tcp(GRPC_TLS, *address)?;
                 sockets.note("gRPC TLS", local(&socket, *address).to_string());
-                sockets.grpc.push(GrpcListener {
-                    socket,
-                    tls: Some(tls.clone()),
-                });
+                sockets.grpc.push(GrpcListener::Tls(socket, tls.clone()));
             }
         }
         for address in &listen.dns {
@@ -183,7 +190,8 @@ impl Sockets {
             HttpListener::Unix(_, path) => Some(path.clone()),
             HttpListener::Plain(_) | HttpListener::Tls(..) => None,
         };
-        self.http.iter().filter_map(of).collect()
+        let http = self.http.iter().filter_map(of);
+        http.chain(self.files.iter().cloned()).collect()
     }
 }
 
@@ -232,8 +240,28 @@ fn udp(what: &'static str, address: SocketAddr) -> Result<UdpSocket, SocketError
     bind().map_err(|source| bind_error(what, address.to_string(), source))
 }
 
+/// DNS on an address that this machine need not have yet.
+pub(crate) fn dns_anywhere(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let socket = |kind: socket2::Type| {
+        let kind = kind.nonblocking().cloexec();
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), kind, None)?;
+        socket.set_freebind_v4(true)?;
+        Ok::<_, io::Error>(socket)
+    };
+    let udp = socket(socket2::Type::DGRAM)?;
+    udp.bind(&address.into())?;
+    let tcp = socket(socket2::Type::STREAM)?;
+    tcp.set_reuse_address(true)?;
+    tcp.bind(&address.into())?;
+    tcp.listen(BACKLOG)?;
+    Ok((
+        UdpSocket::from_std(udp.into())?,
+        TcpListener::from_std(tcp.into())?,
+    ))
+}
+
 /// Binds a Unix socket. A file that a dead process left there is replaced, anything else is kept.
-fn unix(path: &Path, mode: Option<u32>) -> io::Result<UnixListener> {
+pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<UnixListener> {
     if let Ok(metadata) = fs::symlink_metadata(path)
         && metadata.file_type().is_socket()
         && std::os::unix::net::UnixStream::connect(path).is_err()

@@ -254,6 +254,63 @@ async fn a_request_that_can_never_be_served_ends_the_proxy() {
     );
 }
 
+/// Somebody who waits for a proxy to be ready, and the address it is told.
+fn waiting(name: &str) -> (tokio::net::UnixDatagram, String) {
+    use std::os::linux::net::SocketAddrExt as _;
+    let name = format!("wharf-{name}-{}", std::process::id());
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
+    let socket = std::os::unix::net::UnixDatagram::bind_addr(&address).expect("a socket");
+    socket.set_nonblocking(true).expect("possible");
+    let socket = tokio::net::UnixDatagram::from_std(socket).expect("a socket");
+    (socket, format!("@{name}"))
+}
+
+#[tokio::test]
+async fn it_says_that_it_is_ready_when_it_listens() {
+    let at = free_address();
+    let instance = Instance::answering(OK).await;
+    let (socket, notify) = waiting("ready");
+    let mut agent = Agent::start(one(at, ProxyProtocol::Http, &[instance.address])).await;
+    agent.serving = None;
+    let _proxy = Proxy::start(
+        ProxyOptions {
+            notify: Some(notify),
+            ..options(agent.address)
+        },
+        Tuning::default(),
+    );
+    let mut word = [0; 32];
+    let early = timeout(Duration::from_millis(100), socket.recv(&mut word)).await;
+    assert!(early.is_err(), "there is no configuration yet");
+    agent.resume().await;
+    let length = timeout(PATIENCE, socket.recv(&mut word)).await;
+    let length = length.expect("soon").expect("a word");
+    assert_eq!(&word[..length], b"READY=1\n");
+    assert_eq!(status(&get(at).await), "200", "it listens at once");
+}
+
+#[tokio::test]
+async fn who_is_waited_for_and_cannot_listen_ends_with_the_reason() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a port");
+    let at = taken.local_addr().expect("an address");
+    let (_socket, notify) = waiting("taken");
+    let agent = Agent::start(one(at, ProxyProtocol::Http, &[])).await;
+    let proxy = Proxy::start(
+        ProxyOptions {
+            notify: Some(notify),
+            ..options(agent.address)
+        },
+        Tuning::default(),
+    );
+    let error = proxy.ended().await.expect_err("refused").to_string();
+    assert!(
+        error.contains("web") && error.contains(&at.to_string()),
+        "{error}"
+    );
+}
+
 #[tokio::test]
 async fn bad_options_are_told_at_once() {
     let agent = free_address();
@@ -271,8 +328,14 @@ async fn bad_options_are_told_at_once() {
     .await;
     assert_eq!(
         error,
-        "the agent's gRPC address \"nowhere\" is not host:port"
+        "the agent's gRPC address \"nowhere\" is neither host:port nor unix:///path"
     );
+    let error = run(ProxyOptions {
+        notify: Some("/nonexistent/notify".into()),
+        ..options(agent)
+    })
+    .await;
+    assert!(error.contains("NOTIFY_SOCKET"), "{error}");
     let error = run(ProxyOptions {
         token: Some("a\nb".into()),
         ..options(agent)

@@ -159,6 +159,7 @@ fn options(agent: SocketAddr) -> ProxyOptions {
         admin: Some(free_address()),
         workers: Some(1),
         drain_timeout: Duration::ZERO,
+        notify: None,
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) fn run_proxy(agent: &str) -> Result<(), Box<dyn Error>> {
         admin: None,
         workers: Some(1),
         drain_timeout: ProxyOptions::DEFAULT_DRAIN_TIMEOUT,
+        notify: None,
     })?;
     Ok(())
 }

@@ -25,7 +25,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tonic_health::pb::health_server::HealthServer;
@@ -97,10 +97,12 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// A bound socket to serve on.
 #[derive(Debug)]
-pub struct GrpcListener {
-    pub socket: TcpListener,
-    /// Plain text without. The protocol it offers has to be `h2`.
-    pub tls: Option<Arc<ServerTls>>,
+pub enum GrpcListener {
+    Plain(TcpListener),
+    /// The protocol it offers has to be `h2`.
+    Tls(TcpListener, Arc<ServerTls>),
+    /// Counts as loopback.
+    Unix(UnixListener),
 }
 
 /// Why the server ended before its shutdown.
@@ -149,7 +151,7 @@ pub async fn serve(
     let incoming = stream::select_all(
         listeners
             .into_iter()
-            .map(|listener| gate.clone().accept(listener.socket, listener.tls).boxed()),
+            .map(|listener| gate.clone().accept(listener).boxed()),
     );
 
     let health = health::Service {

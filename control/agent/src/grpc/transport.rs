@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -13,7 +13,7 @@ use std::{
 use futures_util::stream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpStream, UnixStream},
     time::Sleep,
 };
 use tokio_rustls::{Accept, server::TlsStream};
@@ -21,7 +21,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use crate::tls::ServerTls;
+use super::GrpcListener;
 
 /// The client's side of the HTTP/2 preface (RFC 9113 §3.4). Whoever sent it speaks HTTP/2, and is
 /// kept honest by pings from then on.
@@ -49,6 +49,26 @@ pub(super) struct Gate {
     open: Mutex<HashMap<IpAddr, usize>>,
     /// Cuts every connection when cancelled.
     cut: CancellationToken,
+}
+
+/// The next connection, and the address that it counts for.
+async fn accept(listener: &GrpcListener) -> io::Result<(Io, IpAddr)> {
+    let (socket, tls) = match listener {
+        GrpcListener::Unix(socket) => {
+            let (socket, _) = socket.accept().await?;
+            return Ok((Io::Unix(socket), IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        }
+        GrpcListener::Plain(socket) => (socket, None),
+        GrpcListener::Tls(socket, tls) => (socket, Some(tls)),
+    };
+    let (socket, peer) = socket.accept().await?;
+    // Small messages that somebody waits for; a socket that cannot do it still works.
+    let _ = socket.set_nodelay(true);
+    let io = match tls {
+        None => Io::Plain(socket),
+        Some(tls) => Io::Handshake(Box::new(tls.acceptor().accept(socket))),
+    };
+    Ok((io, peer.ip()))
 }
 
 /// One counted connection.
@@ -89,15 +109,14 @@ impl Gate {
     /// The connections that a listener accepts and the gate admits. Ends never.
     pub(super) fn accept(
         self: Arc<Self>,
-        listener: TcpListener,
-        tls: Option<Arc<ServerTls>>,
+        listener: GrpcListener,
     ) -> impl Stream<Item = io::Result<Connection>> + Send {
-        stream::unfold((self, listener, tls), |(gate, listener, tls)| async move {
+        stream::unfold((self, listener), |(gate, listener)| async move {
             loop {
-                match listener.accept().await {
-                    Ok((socket, peer)) => {
-                        if let Some(connection) = gate.connection(socket, peer, tls.as_deref()) {
-                            return Some((Ok(connection), (gate, listener, tls)));
+                match accept(&listener).await {
+                    Ok((io, client)) => {
+                        if let Some(connection) = gate.connection(io, client) {
+                            return Some((Ok(connection), (gate, listener)));
                         }
                     }
                     Err(error) => {
@@ -109,23 +128,13 @@ impl Gate {
         })
     }
 
-    fn connection(
-        self: &Arc<Self>,
-        socket: TcpStream,
-        peer: SocketAddr,
-        tls: Option<&ServerTls>,
-    ) -> Option<Connection> {
-        let Some(permit) = self.admit(peer.ip()) else {
-            tracing::debug!(client = %peer.ip(), "refused a gRPC connection: this client has too many");
+    fn connection(self: &Arc<Self>, io: Io, client: IpAddr) -> Option<Connection> {
+        let Some(permit) = self.admit(client) else {
+            tracing::debug!(%client, "refused a gRPC connection: this client has too many");
             return None;
         };
-        // Small messages that somebody waits for; a socket that cannot do it still works.
-        let _ = socket.set_nodelay(true);
         Some(Connection {
-            io: match tls {
-                None => Io::Plain(socket),
-                Some(tls) => Io::Handshake(Box::new(tls.acceptor().accept(socket))),
-            },
+            io,
             preface_missing: PREFACE,
             deadline: Box::pin(tokio::time::sleep(self.bounds.preface_within)),
             cut: Box::pin(self.cut.clone().cancelled_owned()),
@@ -163,6 +172,7 @@ pub(super) struct Connection {
 
 enum Io {
     Plain(TcpStream),
+    Unix(UnixStream),
     Handshake(Box<Accept<TcpStream>>),
     Tls(Box<TlsStream<TcpStream>>),
     /// The handshake failed.
@@ -173,6 +183,7 @@ impl std::fmt::Debug for Io {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Io::Plain(_) => "Plain",
+            Io::Unix(_) => "Unix",
             Io::Handshake(_) => "Handshake",
             Io::Tls(_) => "Tls",
             Io::Closed => "Closed",
@@ -199,6 +210,7 @@ impl Io {
         }
         Poll::Ready(match self {
             Io::Plain(stream) => Ok(stream),
+            Io::Unix(stream) => Ok(stream),
             Io::Tls(stream) => Ok(&mut **stream),
             Io::Handshake(_) | Io::Closed => Err(io::ErrorKind::NotConnected.into()),
         })
@@ -247,7 +259,7 @@ impl AsyncWrite for Connection {
     }
 
     fn is_write_vectored(&self) -> bool {
-        matches!(self.io, Io::Plain(_))
+        matches!(self.io, Io::Plain(_) | Io::Unix(_))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

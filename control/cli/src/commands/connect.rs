@@ -33,7 +33,7 @@ fn proxy_command() -> Command {
             value("proxy-id", "id", "Be this registered proxy instance"),
             value("service", "name", "Be an unregistered proxy that calls in the name of this service"),
             repeated("upstream", "name:[ip:]port", "With -service: reach a service at a local port; may be repeated"),
-            value("grpc-addr", "address", "The agent's gRPC address (default: as the agent at -http-addr says) [WHARF_GRPC_ADDR]"),
+            value("grpc-addr", "address", "The agent's gRPC address, host:port or unix:///path (default: as the agent at -http-addr says) [WHARF_GRPC_ADDR]"),
             value("admin-port", "port", "Serve /ready, /metrics and /config_dump on this port of 127.0.0.1")
                 .value_parser(clap::value_parser!(u16)),
             value("admin-bind", "ip:port", "As -admin-port, on any address").value_parser(clap::value_parser!(SocketAddr)),
@@ -50,7 +50,9 @@ fn proxy_command() -> Command {
         ])
         .long_about(
             "The proxy takes its configuration from the agent, follows every change, and goes on serving while\n\
-             the agent is away. It stops on SIGTERM or SIGINT, after its requests have ended.",
+             the agent is away. It stops on SIGTERM or SIGINT, after its requests have ended. Where\n\
+             NOTIFY_SOCKET is set it says READY=1 there once it listens on every port of its first\n\
+             configuration.",
         )
         .after_help(
             "  $ wharf connect proxy -sidecar-for=web-1 -admin-port=19000
@@ -99,7 +101,7 @@ pub(super) fn proxy(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), F
         .or_else(|| (shell.env)("CONSUL_GRPC_ADDR"))
         .filter(|address| !address.is_empty());
     let agent_grpc = match given {
-        Some(address) => address.trim_start_matches("http://").to_owned(),
+        Some(address) => grpc_address(&address),
         None => super::block_on(find_grpc(endpoint))?,
     };
     wharf_proxy::run(ProxyOptions {
@@ -111,8 +113,20 @@ pub(super) fn proxy(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), F
             .get_one::<u16>("workers")
             .map(|count| usize::from(*count)),
         drain_timeout,
+        notify: (shell.env)("NOTIFY_SOCKET").filter(|address| !address.is_empty()),
     })
     .map_err(|error| Failure::new(format!("connect proxy: {}", chain(&error))))
+}
+
+/// The forms that Consul takes: `host:port`, `http://host:port`, `unix:///path`.
+fn grpc_address(given: &str) -> String {
+    match given
+        .strip_prefix("unix:")
+        .map(|path| path.trim_start_matches("//"))
+    {
+        Some(path) => format!("unix://{path}"),
+        None => given.trim_start_matches("http://").to_owned(),
+    }
 }
 
 /// Exactly one of the three ways to say whose proxy this is.
@@ -267,6 +281,18 @@ mod tests {
             "db:127.0.0.1",
         ] {
             assert!(parse_upstream(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn grpc_addresses_come_in_the_forms_of_consul() {
+        for (given, address) in [
+            ("127.0.0.1:8502", "127.0.0.1:8502"),
+            ("http://127.0.0.1:8502", "127.0.0.1:8502"),
+            ("unix:///run/agent.sock", "unix:///run/agent.sock"),
+            ("unix:/run/agent.sock", "unix:///run/agent.sock"),
+        ] {
+            assert_eq!(grpc_address(given), address);
         }
     }
 

@@ -67,8 +67,13 @@ impl Harness {
             },
             limits,
         };
-        let tls = tls.map(|config| Arc::new(ServerTls::new((*config).clone(), &[b"h2"])));
-        let listeners = vec![GrpcListener { socket, tls }];
+        let listeners = vec![match tls {
+            None => GrpcListener::Plain(socket),
+            Some(config) => {
+                let tls = ServerTls::new((*config).clone(), &[b"h2"]);
+                GrpcListener::Tls(socket, Arc::new(tls))
+            }
+        }];
         let server = tokio::spawn(serve(listeners, context, shutdown.clone()));
         Harness {
             address,
