@@ -16,6 +16,7 @@ pub mod grpc;
 mod housekeeping;
 pub mod http;
 pub mod local;
+pub mod platform;
 mod run;
 pub mod server;
 mod sockets;

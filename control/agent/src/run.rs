@@ -44,10 +44,11 @@ use crate::{
     cluster::Cluster,
     config::{self, AgentFlags, ConfigError, RuntimeConfig},
     context::AgentContext,
-    grpc::{self, GrpcContext},
+    grpc::{self, GrpcContext, GrpcListener},
     housekeeping,
     http::{HttpContext, HttpServer},
     local::{self, LocalState},
+    platform::{Platform, PlatformError, PlatformSockets},
     server::Server,
     sockets::{ListenerTls, SocketError, Sockets},
     telemetry::{
@@ -167,6 +168,16 @@ impl Agent {
             );
         }
 
+        let (platform, mut of_platform) = platform(&config, &local, &cluster);
+        let mut sockets = sockets;
+        sockets
+            .grpc
+            .extend(of_platform.grpc.take().map(GrpcListener::Unix));
+        if let Some((udp, tcp)) = of_platform.dns.take() {
+            sockets.dns_udp.push(udp);
+            sockets.dns_tcp.push(tcp);
+        }
+
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
         let authorizer: Arc<dyn Authorizer> = Arc::new(AllowAll);
@@ -216,6 +227,9 @@ impl Agent {
             },
         );
         agent.apply_definitions(&http.agent.config.load()).await;
+        if let Some(platform) = &platform {
+            platform.services.adopt().await;
+        }
         // These outlive the servers: what a client changed last still reaches the catalog. They begin when
         // all definitions are in force: what is not there yet would be deregistered.
         let settle = CancellationToken::new();
@@ -274,8 +288,30 @@ impl Agent {
             tracing::error!(%error, "the latest local changes are not on disk");
         }
         consensus.shutdown().await;
+        if let Some(platform) = &platform {
+            platform.dirs.close();
+        }
         tracing::info!("the agent has ended");
         Ok(())
+    }
+}
+
+/// The platform, if this node can have it. If it cannot, the agent serves everything else.
+fn platform(
+    config: &RuntimeConfig,
+    local: &LocalState,
+    cluster: &Arc<dyn Cluster>,
+) -> (Option<Platform>, PlatformSockets) {
+    match Platform::open(config, local.clone(), cluster.clone()) {
+        Ok((platform, sockets)) => (Some(platform), sockets),
+        Err(reason @ (PlatformError::Disabled | PlatformError::NoRoot)) => {
+            tracing::info!(%reason, "this node runs no allocations");
+            (None, PlatformSockets::default())
+        }
+        Err(reason) => {
+            tracing::warn!(%reason, "this node runs no allocations");
+            (None, PlatformSockets::default())
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`CheckRunner`] follows [`LocalState`]: every registered check has one task, which ends when the check is
 //! deregistered or replaced. A check first runs after a random part of its interval, so that the checks
-//! of an agent that starts are spread out; the next run begins an interval after the last one ended. What
+//! of an agent that starts are spread out, unless it is eager; the next run begins an interval after the last one ended. What
 //! a run finds passes the thresholds of the check and is reported to [`LocalState`].
 
 mod alias;
@@ -39,6 +39,9 @@ use crate::{
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The pauses of an eager check until it first passes.
+const FIRST_EAGER_PAUSE: Duration = Duration::from_millis(20);
+const LAST_EAGER_PAUSE: Duration = Duration::from_millis(640);
 /// How often instances are looked for that have been critical for too long.
 const REAP_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -112,7 +115,10 @@ impl CheckRunner {
         let Some((spec, generation)) = self.local.runnable(&id) else {
             return;
         };
-        if matches!(spec.kind, CheckKind::Lease | CheckKind::Maintenance) {
+        if matches!(
+            spec.kind,
+            CheckKind::Lease | CheckKind::Tasks | CheckKind::Maintenance
+        ) {
             return;
         }
         let run = Run {
@@ -218,13 +224,20 @@ impl Run {
     async fn probe_at_intervals(&self) {
         let interval = self.spec.interval.max(MIN_INTERVAL);
         let mut counter = Counter::new(self.spec.thresholds);
-        sleep(random_up_to(interval)).await;
+        let mut soon = self.spec.eager.then_some(FIRST_EAGER_PAUSE);
+        if soon.is_none() {
+            sleep(random_up_to(interval)).await;
+        }
         loop {
             let finding = self.probe().await;
             if let Some(status) = counter.observe(finding.status) {
+                if status == CheckStatus::Passing {
+                    soon = None;
+                }
                 self.report(&Finding { status, ..finding });
             }
-            sleep(interval).await;
+            sleep(soon.unwrap_or(interval)).await;
+            soon = soon.map(|pause| (pause * 2).min(LAST_EAGER_PAUSE).min(interval));
         }
     }
 
@@ -273,6 +286,7 @@ impl Run {
             CheckKind::Ttl(_)
             | CheckKind::Alias { .. }
             | CheckKind::Lease
+            | CheckKind::Tasks
             | CheckKind::Maintenance => std::future::pending().await,
         }
     }

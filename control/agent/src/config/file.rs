@@ -11,6 +11,30 @@ use super::Secret;
 use super::watch::WatchDefinition;
 use crate::definition::{CheckDefinition, ServiceDefinition};
 
+/// Containers and processes that this node runs. Not a block of Consul's.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Platform {
+    pub(super) enabled: bool,
+    pub(super) network: PlatformNetwork,
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            network: PlatformNetwork::default(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PlatformNetwork {
+    pub(super) bridge: String,
+    pub(super) subnet: String,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct FileConfig {
@@ -55,6 +79,7 @@ pub(super) struct FileConfig {
     pub(super) node_name: Option<String>,
     pub(super) performance: Performance,
     pub(super) pid_file: String,
+    pub(super) platform: Platform,
     pub(super) ports: Ports,
     pub(super) raft_snapshot_threshold: u64,
     pub(super) raft_trailing_logs: u64,
@@ -117,6 +142,7 @@ impl Default for FileConfig {
             node_name: None,
             performance: Performance::default(),
             pid_file: String::new(),
+            platform: Platform::default(),
             ports: Ports::default(),
             raft_snapshot_threshold: 16384,
             raft_trailing_logs: 10240,

@@ -22,9 +22,9 @@ use super::file::{self, FileConfig};
 use super::listen::{detect_advertised, ip_key, listeners, port_range};
 use super::problems::Problems;
 use super::runtime::{
-    DnsConfig, Document, HttpConfig, Limits, LogConfig, LogLevel, Network, RaftConfig, Reloadable,
-    RuntimeConfig, SoaConfig, TelemetryConfig, TelemetryFilter, TlsConfig, TlsFiles, TlsVersion,
-    Tokens, UiConfig, UnixSocket,
+    DnsConfig, Document, HttpConfig, Limits, LogConfig, LogLevel, Network, PlatformConfig,
+    RaftConfig, Reloadable, RuntimeConfig, SoaConfig, TelemetryConfig, TelemetryFilter, TlsConfig,
+    TlsFiles, TlsVersion, Tokens, UiConfig, UnixSocket,
 };
 use crate::definition::{ScriptPolicy, dns_warning, validate_node_meta};
 
@@ -230,6 +230,24 @@ pub(super) fn resolve(
     } else {
         format!("/{content_path}/")
     };
+    let network = &file.platform.network;
+    let subnet = match &*network.subnet {
+        "" => None,
+        text => text
+            .parse()
+            .map_err(|error| {
+                p.at(
+                    "platform.network.subnet",
+                    format!("platform.network.subnet: {error}"),
+                )
+            })
+            .ok(),
+    };
+    let platform = PlatformConfig {
+        enabled: file.platform.enabled,
+        bridge: Some(network.bridge.clone()).filter(|bridge| !bridge.is_empty()),
+        subnet,
+    };
     let (telemetry_filter, bad_filters) = telemetry_filter(&file.telemetry);
     for filter in bad_filters {
         p.at(
@@ -313,6 +331,7 @@ pub(super) fn resolve(
             disable_hostname: file.telemetry.disable_hostname,
             prometheus_retention: file.telemetry.prometheus_retention_time.to_std(),
         },
+        platform,
         reloadable: Reloadable {
             services: file.services,
             checks: file.checks,

@@ -69,10 +69,21 @@ pub struct RuntimeConfig {
     pub auto_reload_config: bool,
     pub acl_enabled: bool,
     pub telemetry: TelemetryConfig,
+    pub platform: PlatformConfig,
     /// What a reload replaces.
     pub reloadable: Reloadable,
     /// The merged document, to tell at a reload which keys changed. Has secrets in it.
     pub(super) document: Document,
+}
+
+/// How this node runs allocations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlatformConfig {
+    pub enabled: bool,
+    /// `None`: the first of wharf0, wharf1 ... that is free.
+    pub bridge: Option<String>,
+    /// `None`: the first free /24 of 172.26.64.0/18.
+    pub subnet: Option<wharf_launcher::network::Subnet>,
 }
 
 /// What a running agent takes over from a new configuration.

@@ -21,7 +21,7 @@ impl Source {
     pub(crate) fn origin(self) -> Origin {
         match self {
             Source::Config => Origin::File,
-            Source::Api | Source::Lease => Origin::Api,
+            Source::Api | Source::Lease | Source::Platform => Origin::Api,
         }
     }
 }
@@ -93,6 +93,7 @@ impl CheckSpec {
             output_max_size: usize::try_from(definition.output_max_size).unwrap_or_default(),
             token: definition.token.token(),
             source: origin.into(),
+            eager: false,
             kind: kind(definition),
         }
     }

@@ -305,6 +305,17 @@ impl LocalState {
         })
     }
 
+    /// Turns all checks of an instance critical at once: whoever runs it knows that it is gone. What a check finds
+    /// that was under way does not count; each begins anew.
+    pub fn fail_service(&self, id: &str, why: &str) {
+        self.change(|inner, context| inner.fail_service(&id.into(), why, context));
+    }
+
+    /// The ports of sidecars that name none.
+    pub fn sidecar_ports(&self) -> RangeInclusive<u16> {
+        self.shared.options.sidecar_ports.clone()
+    }
+
     /// All checks by id.
     pub fn checks(&self) -> BTreeMap<Str, Arc<HealthCheck>> {
         let inner = self.lock();

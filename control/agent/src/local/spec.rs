@@ -32,6 +32,8 @@ pub enum Source {
     Api,
     /// An open stream. Ends with it; not written to disk.
     Lease,
+    /// An allocation of this node. Ends with it; kept by the platform.
+    Platform,
 }
 
 /// An instance to register, with all that belongs to it. Ids and names are set.
@@ -92,6 +94,10 @@ pub struct CheckSpec {
     /// Only what came in by the API is ever written.
     #[serde(skip)]
     pub source: Source,
+    /// Runs at once when it is registered, and again soon until it has passed: somebody waits for it. Others begin
+    /// after a random part of their interval.
+    #[serde(skip)]
+    pub eager: bool,
 }
 
 impl Default for CheckSpec {
@@ -110,6 +116,7 @@ impl Default for CheckSpec {
             output_max_size: 0,
             token: None,
             source: Source::default(),
+            eager: false,
         }
     }
 }
@@ -161,6 +168,8 @@ pub enum CheckKind {
     },
     /// An open stream stands for the instance.
     Lease,
+    /// The launcher says whether the tasks behind the instance run.
+    Tasks,
     /// An operator took the node or instance out of service.
     Maintenance,
 }
@@ -178,6 +187,7 @@ impl CheckKind {
             CheckKind::Script { .. } => "script",
             CheckKind::Alias { .. } => "alias",
             CheckKind::Lease => "lease",
+            CheckKind::Tasks => "tasks",
             CheckKind::Maintenance => "maintenance",
         }
     }

@@ -125,6 +125,27 @@ impl Inner {
         self.health_changed(&service_id, context);
     }
 
+    /// Turns every check of an instance critical, whatever it is about to say, and lets those that are run begin
+    /// anew.
+    pub(in crate::local) fn fail_service(
+        &mut self,
+        service: &Str,
+        output: &str,
+        context: &Context<'_>,
+    ) {
+        let checks = self.services.get(service).map(|entry| entry.checks.clone());
+        for id in checks.unwrap_or_default() {
+            if let Some(check) = self.checks.get_mut(&id) {
+                self.last_generation += 1;
+                check.generation = self.last_generation;
+                self.restarted.insert(id.clone());
+            }
+            self.report(&id, None, CheckStatus::Critical, output, context, |span| {
+                span
+            });
+        }
+    }
+
     pub(in crate::local) fn deregister_check(
         &mut self,
         id: &Str,

@@ -1,0 +1,101 @@
+//! The platform on this node: what it needs before anything runs here.
+
+mod dirs;
+pub mod services;
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use tokio::net::{TcpListener, UdpSocket, UnixListener};
+use wharf_launcher::network::{Network, NetworkConfig, NetworkError};
+
+pub use self::dirs::{Dirs, DirsError};
+use self::services::NodeServices;
+use crate::{cluster::Cluster, config::RuntimeConfig, local::LocalState, sockets};
+
+/// Why this node runs nothing. The agent serves the rest.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformError {
+    #[error("it is switched off (platform {{ enabled = false }})")]
+    Disabled,
+    #[error("it needs root")]
+    NoRoot,
+    #[error(transparent)]
+    Dirs(#[from] DirsError),
+    #[error("cannot listen on {path} for its sidecars: {source}")]
+    Socket { path: PathBuf, source: io::Error },
+}
+
+/// This node as a place for allocations.
+#[derive(Debug)]
+pub struct Platform {
+    pub dirs: Dirs,
+    /// The bridge; or why allocations can only have the node's own network.
+    pub network: Result<Network, NetworkError>,
+    pub services: Arc<NodeServices>,
+}
+
+/// Sockets that the agent's servers serve for the platform.
+#[derive(Debug, Default)]
+pub(crate) struct PlatformSockets {
+    /// `<run>/agent.sock`: gRPC for sidecars, which have networks of their own.
+    pub(crate) grpc: Option<UnixListener>,
+    /// DNS at the gateway of the bridge, UDP and TCP.
+    pub(crate) dns: Option<(UdpSocket, TcpListener)>,
+}
+
+impl Platform {
+    /// Prepares the node: directories, sockets, the choice of a bridge. Runs nothing yet.
+    pub(crate) fn open(
+        config: &RuntimeConfig,
+        local: LocalState,
+        cluster: Arc<dyn Cluster>,
+    ) -> Result<(Platform, PlatformSockets), PlatformError> {
+        if !config.platform.enabled {
+            return Err(PlatformError::Disabled);
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err(PlatformError::NoRoot);
+        }
+        let dirs = Dirs::open(config.data_dir.as_deref())?;
+        let path = dirs.agent_socket();
+        let grpc = sockets::unix(&path, Some(0o600))
+            .map_err(|source| PlatformError::Socket { path, source })?;
+        let network = Network::open(&NetworkConfig {
+            bridge: config.platform.bridge.clone(),
+            subnet: config.platform.subnet,
+            state_dir: dirs.state().to_owned(),
+            run_dir: dirs.run().to_owned(),
+            claims_dir: NetworkConfig::CLAIMS_DIR.into(),
+        });
+        let mut dns = None;
+        match &network {
+            Ok(network) => dns = gateway_dns(network.gateway()),
+            Err(error) => tracing::warn!(%error, "allocations cannot have networks of their own"),
+        }
+        let services = NodeServices::new(local, cluster, dirs.allocs());
+        let platform = Platform {
+            dirs,
+            network,
+            services: Arc::new(services),
+        };
+        let grpc = Some(grpc);
+        Ok((platform, PlatformSockets { grpc, dns }))
+    }
+}
+
+/// Where allocations ask for names. The address comes and goes with the bridge; the sockets do not mind.
+fn gateway_dns(gateway: Ipv4Addr) -> Option<(UdpSocket, TcpListener)> {
+    let address = SocketAddr::from((gateway, 53));
+    match sockets::dns_anywhere(address) {
+        Ok(sockets) => Some(sockets),
+        Err(error) => {
+            tracing::warn!(%address, %error, "allocations cannot ask this agent for names");
+            None
+        }
+    }
+}
