@@ -1,4 +1,5 @@
 //! The node side of the platform: images, networks, containers, and the life of one allocation.
 
+pub mod image;
 pub mod network;
 pub mod services;
