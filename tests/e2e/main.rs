@@ -12,6 +12,7 @@ mod command;
 mod conformance;
 mod durability;
 mod grpc;
+mod images;
 mod lifecycle;
 mod registry;
 mod sidecar;

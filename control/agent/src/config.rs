@@ -23,9 +23,9 @@ pub use address::{AddressError, Interfaces, Listen};
 pub use flags::{AgentFlags, FlagEffect, FlagError, FlagKind, FlagSpec, agent_flags};
 pub use known::IgnoredKey;
 pub use runtime::{
-    DnsConfig, HttpConfig, Limits, Listeners, LogConfig, LogLevel, Network, RaftConfig, Reloadable,
-    RuntimeConfig, SoaConfig, TelemetryConfig, TelemetryFilter, TlsConfig, TlsFiles, TlsVersion,
-    Tokens, UiConfig, UnixSocket,
+    DnsConfig, HttpConfig, Limits, Listeners, LogConfig, LogLevel, Network, PlatformConfig,
+    RaftConfig, Reloadable, RuntimeConfig, SoaConfig, TelemetryConfig, TelemetryFilter, TlsConfig,
+    TlsFiles, TlsVersion, Tokens, UiConfig, UnixSocket,
 };
 pub use secret::Secret;
 pub use watch::{HttpHandler, WatchDefinition, WatchError};

@@ -48,7 +48,7 @@ use crate::{
     housekeeping,
     http::{HttpContext, HttpServer},
     local::{self, LocalState},
-    platform::{Platform, PlatformError, PlatformSockets},
+    platform::{Platform, PlatformError, PlatformSockets, images::Images},
     server::Server,
     sockets::{ListenerTls, SocketError, Sockets},
     telemetry::{
@@ -169,6 +169,10 @@ impl Agent {
         }
 
         let (platform, mut of_platform) = platform(&config, &local, &cluster);
+        let images = match &platform {
+            Some(platform) => platform.images.clone(),
+            None => Images::closed("this node runs no allocations, and its log says why"),
+        };
         let mut sockets = sockets;
         sockets
             .grpc
@@ -196,6 +200,7 @@ impl Agent {
         let http = Arc::new(HttpContext {
             cluster: cluster.clone(),
             local: local.clone(),
+            images,
             agent: Arc::new(AgentContext {
                 config: ArcSwap::from_pointee(config),
                 logs: logs.clone(),

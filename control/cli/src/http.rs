@@ -5,7 +5,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
@@ -25,6 +25,7 @@ use crate::{
     endpoint::{Endpoint, Transport},
     failure::{Failure, chain},
     tls::TlsError,
+    upload::Outgoing,
 };
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -172,6 +173,12 @@ impl Request {
         Ok(self.body(serde_json::to_vec(body)?))
     }
 
+    /// How long the answer may take.
+    pub(crate) fn within(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Has the server hold a blocking query for up to `wait`.
     pub(crate) fn waiting(mut self, wait: Duration) -> Self {
         self.patience = wait + wait / 16 + BLOCKING_SLACK;
@@ -261,12 +268,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 enum Reuse {
     Answered(http::Response<Incoming>),
-    Unsent(http::Request<Full<Bytes>>),
+    Unsent(http::Request<Outgoing>),
 }
 
 /// An open connection and the task that moves its bytes, which ends with it.
 struct Connection {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Outgoing>,
     driver: JoinHandle<()>,
 }
 
@@ -303,9 +310,26 @@ impl Client {
 
     /// The whole answer, whatever its status.
     pub(crate) async fn send(&mut self, request: Request) -> Result<Answer, HttpError> {
+        let body = Outgoing::Whole(Some(request.body.clone()));
+        self.exchange(request, body).await
+    }
+
+    /// Sends a request with a body that is written meanwhile. The answer must be 200.
+    pub(crate) async fn upload(
+        &mut self,
+        request: Request,
+        body: Outgoing,
+    ) -> Result<Answer, HttpError> {
+        // A server may answer without having read all of it.
+        let answer = self.exchange(request, body).await;
+        self.connection = None;
+        answer?.ok()
+    }
+
+    async fn exchange(&mut self, request: Request, body: Outgoing) -> Result<Answer, HttpError> {
         let patience = request.patience;
         let answer = async {
-            let response = self.open(request).await?;
+            let response = self.open(&request, body).await?;
             let (parts, body) = response.into_parts();
             let body = Limited::new(body, MAX_ANSWER)
                 .collect()
@@ -344,7 +368,8 @@ impl Client {
     /// An answer whose body has no end; the status must be 200.
     pub(crate) async fn stream(&mut self, request: Request) -> Result<Incoming, HttpError> {
         let patience = request.patience;
-        let response = match timeout(patience, self.open(request)).await {
+        let body = Outgoing::Whole(Some(request.body.clone()));
+        let response = match timeout(patience, self.open(&request, body)).await {
             Ok(response) => response?,
             Err(_) => {
                 return Err(HttpError::NoAnswer {
@@ -367,7 +392,11 @@ impl Client {
         })
     }
 
-    async fn open(&mut self, request: Request) -> Result<http::Response<Incoming>, HttpError> {
+    async fn open(
+        &mut self,
+        request: &Request,
+        body: Outgoing,
+    ) -> Result<http::Response<Incoming>, HttpError> {
         let mut builder = http::Request::builder()
             .method(request.method.clone())
             .uri(request.target(&self.endpoint))
@@ -382,7 +411,7 @@ impl Client {
         if let Some(basic) = &self.endpoint.basic_auth {
             builder = builder.header(header::AUTHORIZATION, basic);
         }
-        let message = builder.body(Full::new(request.body))?;
+        let message = builder.body(body)?;
 
         let message = match self.reuse(message).await? {
             Reuse::Answered(response) => return Ok(response),
@@ -394,7 +423,7 @@ impl Client {
 
     /// Sends on the connection that is already open. The agent may close an idle one at any time; a
     /// request it has certainly not seen comes back, to go out again on a new one.
-    async fn reuse(&mut self, message: http::Request<Full<Bytes>>) -> Result<Reuse, HttpError> {
+    async fn reuse(&mut self, message: http::Request<Outgoing>) -> Result<Reuse, HttpError> {
         let Some(connection) = &mut self.connection else {
             return Ok(Reuse::Unsent(message));
         };
@@ -417,7 +446,7 @@ impl Client {
         }
     }
 
-    async fn connect(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, HttpError> {
+    async fn connect(&mut self) -> Result<&mut SendRequest<Outgoing>, HttpError> {
         let stream = self.dial().await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await

@@ -19,6 +19,7 @@ mod shell;
 #[cfg(test)]
 mod stub;
 mod tls;
+mod upload;
 
 use std::{
     env,

@@ -16,6 +16,7 @@ use crate::definition::{CheckDefinition, ServiceDefinition};
 #[serde(default)]
 pub(super) struct Platform {
     pub(super) enabled: bool,
+    pub(super) images: PlatformImages,
     pub(super) network: PlatformNetwork,
 }
 
@@ -23,9 +24,16 @@ impl Default for Platform {
     fn default() -> Self {
         Self {
             enabled: true,
+            images: PlatformImages::default(),
             network: PlatformNetwork::default(),
         }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PlatformImages {
+    pub(super) insecure_registries: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,6 +4,7 @@
 mod bootstrap;
 mod definitions;
 mod dns;
+mod platform;
 mod tls;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use self::{
     bootstrap::check_bootstrap,
     definitions::{check_definitions, config_entries},
     dns::{dns, domain, domain_alt},
+    platform::platform,
     tls::tls,
 };
 use super::Environment;
@@ -22,9 +24,9 @@ use super::file::{self, FileConfig};
 use super::listen::{detect_advertised, ip_key, listeners, port_range};
 use super::problems::Problems;
 use super::runtime::{
-    DnsConfig, Document, HttpConfig, Limits, LogConfig, LogLevel, Network, PlatformConfig,
-    RaftConfig, Reloadable, RuntimeConfig, SoaConfig, TelemetryConfig, TelemetryFilter, TlsConfig,
-    TlsFiles, TlsVersion, Tokens, UiConfig, UnixSocket,
+    DnsConfig, Document, HttpConfig, Limits, LogConfig, LogLevel, Network, RaftConfig, Reloadable,
+    RuntimeConfig, SoaConfig, TelemetryConfig, TelemetryFilter, TlsConfig, TlsFiles, TlsVersion,
+    Tokens, UiConfig, UnixSocket,
 };
 use crate::definition::{ScriptPolicy, dns_warning, validate_node_meta};
 
@@ -230,24 +232,7 @@ pub(super) fn resolve(
     } else {
         format!("/{content_path}/")
     };
-    let network = &file.platform.network;
-    let subnet = match &*network.subnet {
-        "" => None,
-        text => text
-            .parse()
-            .map_err(|error| {
-                p.at(
-                    "platform.network.subnet",
-                    format!("platform.network.subnet: {error}"),
-                )
-            })
-            .ok(),
-    };
-    let platform = PlatformConfig {
-        enabled: file.platform.enabled,
-        bridge: Some(network.bridge.clone()).filter(|bridge| !bridge.is_empty()),
-        subnet,
-    };
+    let platform = platform(&file.platform, p);
     let (telemetry_filter, bad_filters) = telemetry_filter(&file.telemetry);
     for filter in bad_filters {
         p.at(

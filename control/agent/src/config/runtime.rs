@@ -84,6 +84,8 @@ pub struct PlatformConfig {
     pub bridge: Option<String>,
     /// `None`: the first free /24 of 172.26.64.0/18.
     pub subnet: Option<wharf_launcher::network::Subnet>,
+    /// Registries of images that are spoken to over plain HTTP, each `host` or `host:port`.
+    pub insecure_registries: Vec<String>,
 }
 
 /// What a running agent takes over from a new configuration.

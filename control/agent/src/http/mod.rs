@@ -17,6 +17,7 @@ mod error;
 mod expression;
 mod filter;
 mod health;
+mod images;
 mod inside;
 mod kv;
 mod named;
@@ -43,6 +44,7 @@ use crate::{
     config::Network,
     context::{AgentContext, NodeInfo},
     local::LocalState,
+    platform::images::Images,
 };
 
 /// What the endpoints work with.
@@ -50,6 +52,7 @@ use crate::{
 pub struct HttpContext {
     pub cluster: Arc<dyn Cluster>,
     pub local: LocalState,
+    pub images: Images,
     pub agent: Arc<AgentContext>,
     pub authorizer: Arc<dyn Authorizer>,
     pub node: Arc<NodeInfo>,

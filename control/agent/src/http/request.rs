@@ -8,7 +8,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Either, Empty};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use wharf_config::Mode;
 
 use super::error::HttpError;
@@ -81,6 +81,11 @@ pub(crate) struct RequestBody(Arc<Mutex<Body>>);
 impl RequestBody {
     pub(super) fn new(body: Body) -> RequestBody {
         RequestBody(Arc::new(Mutex::new(body)))
+    }
+
+    /// The body itself, for an endpoint that takes it piece by piece.
+    pub(super) async fn lock(&self) -> MutexGuard<'_, Body> {
+        self.0.lock().await
     }
 
     /// Reads what is left of the body. Says whether its end was reached: if not, the connection

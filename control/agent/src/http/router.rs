@@ -11,7 +11,7 @@ use tracing::Level;
 use super::{
     HttpContext, agent, agent_checks, agent_services, catalog, compression, config_entries,
     error::HttpError,
-    health, kv,
+    health, images, kv,
     request::{self, PathProblem, Query, Request, RequestBody},
     response::{self, Response},
     status,
@@ -80,6 +80,11 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
     "/v1/kv/": GET => kv::get, PUT => kv::put, DELETE => kv::delete;
     "/v1/config": PUT => config_entries::put;
     "/v1/config/": GET => config_entries::get, DELETE => config_entries::delete;
+    "/v1/images": GET => images::list;
+    "/v1/images/import": POST => images::import, PUT => images::import;
+    "/v1/images/prune": POST => images::prune, PUT => images::prune;
+    "/v1/images/pull": POST => images::pull, PUT => images::pull;
+    "/v1/image/": GET => images::get, DELETE => images::delete;
     "/v1/status/leader": GET => status::leader;
     "/v1/status/peers": GET => status::peers;
 };

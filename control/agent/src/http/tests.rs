@@ -489,6 +489,7 @@ mod testing {
         });
         HttpContext {
             local: LocalState::open(Default::default(), node).unwrap(),
+            images: crate::platform::images::Images::closed("a test"),
             agent: Arc::new(AgentContext {
                 config: ArcSwap::from_pointee(config),
                 logs: Logs::detached(),

@@ -1,6 +1,7 @@
 //! The platform on this node: what it needs before anything runs here.
 
 mod dirs;
+pub mod images;
 pub mod services;
 
 use std::{
@@ -14,7 +15,7 @@ use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use wharf_launcher::network::{Network, NetworkConfig, NetworkError};
 
 pub use self::dirs::{Dirs, DirsError};
-use self::services::NodeServices;
+use self::{images::Images, services::NodeServices};
 use crate::{cluster::Cluster, config::RuntimeConfig, local::LocalState, sockets};
 
 /// Why this node runs nothing. The agent serves the rest.
@@ -34,6 +35,7 @@ pub enum PlatformError {
 #[derive(Debug)]
 pub struct Platform {
     pub dirs: Dirs,
+    pub images: Images,
     /// The bridge; or why allocations can only have the node's own network.
     pub network: Result<Network, NetworkError>,
     pub services: Arc<NodeServices>,
@@ -78,7 +80,9 @@ impl Platform {
             Err(error) => tracing::warn!(%error, "allocations cannot have networks of their own"),
         }
         let services = NodeServices::new(local, cluster, dirs.allocs());
+        let insecure_registries = config.platform.insecure_registries.clone();
         let platform = Platform {
+            images: Images::open(&dirs.images(), insecure_registries),
             dirs,
             network,
             services: Arc::new(services),

@@ -4,6 +4,7 @@ mod agent;
 mod catalog;
 mod config;
 mod connect;
+mod image;
 pub(crate) mod kv;
 mod lifecycle;
 mod maint;
@@ -19,9 +20,10 @@ use clap::{ArgMatches, Command};
 use crate::{endpoint::connection_flags, failure::Failure, shell::Shell};
 
 /// The commands by what people come for, in the order `wharf -help` shows them.
-pub(crate) const GROUPS: [(&str, &[&str]); 5] = [
+pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
     ("Run", &["agent", "connect"]),
     ("Register and configure", &["services", "config", "kv"]),
+    ("Run jobs", &["image"]),
     ("Look", &["catalog", "members", "info", "watch", "monitor"]),
     ("Operate", &["maint", "reload", "leave"]),
     ("Without an agent", &["validate", "keygen", "version"]),
@@ -45,6 +47,7 @@ pub(crate) fn tree() -> Command {
             services::command(),
             config::command(),
             kv::command(),
+            image::command(),
             catalog::command(),
             members::command(),
             members::info_command(),
@@ -73,6 +76,7 @@ pub(crate) fn run(
         ["keygen"] => version::keygen(shell),
         ["catalog", verb] => block_on(catalog::run(verb, matches, shell)),
         ["config", verb] => block_on(config::run(verb, matches, shell)),
+        ["image", verb] => block_on(image::run(verb, matches, shell)),
         ["kv", verb] => block_on(kv::run(verb, matches, shell)),
         ["services", verb] => block_on(services::run(verb, matches, shell)),
         ["members"] => block_on(members::run(matches, shell)),

@@ -158,11 +158,16 @@ impl Node {
         self.registries.pull(&name, &Arc::default()).await
     }
 
-    fn assert_no_rest(&self) {
-        assert_eq!(
-            std::fs::read_dir(self.store.path("tmp")).unwrap().count(),
-            0
-        );
+    /// Nothing half is left, once the threads that wrote it have seen that nobody sends any more.
+    async fn assert_no_rest(&self) {
+        let gone = async {
+            while std::fs::read_dir(self.store.path("tmp")).unwrap().count() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), gone)
+            .await
+            .expect("something half stays");
     }
 }
 
@@ -197,7 +202,7 @@ async fn an_image_is_pulled_by_tag_and_digest() {
     let other = format!("@{}", Digest::of(b"other"));
     let error = node.pull(&fake.host, &other).await.unwrap_err();
     assert!(matches!(error, RegistryError::NotFound { .. }), "{error}");
-    node.assert_no_rest();
+    node.assert_no_rest().await;
 }
 
 #[tokio::test]
@@ -362,7 +367,7 @@ async fn what_fails_for_a_moment_is_asked_again() {
         image.size(),
         "what was fetched in vain does not count"
     );
-    node.assert_no_rest();
+    node.assert_no_rest().await;
 }
 
 #[tokio::test]
@@ -440,7 +445,7 @@ async fn hostile_registries_get_nothing_into_the_store() {
         "{error}"
     );
     assert!(receiver.store.list().unwrap().is_empty());
-    receiver.assert_no_rest();
+    receiver.assert_no_rest().await;
 
     // A blob that does not end.
     let (paths, endless) = (served(&good), blob.clone());
@@ -455,7 +460,7 @@ async fn hostile_registries_get_nothing_into_the_store() {
         matches!(error, RegistryError::Store(StoreError::WrongSize { .. })),
         "{error}"
     );
-    receiver.assert_no_rest();
+    receiver.assert_no_rest().await;
 
     // A manifest that fills memory, announced and not.
     let fake = Fake::start(|asked, _| match asked.path.ends_with("v1") {
