@@ -33,6 +33,8 @@ impl fmt::Debug for Token {
 pub enum Resource<'a> {
     Agent(&'a str),
     Event(&'a str),
+    /// A job with its allocations: wharf's own.
+    Job(&'a str),
     Key(&'a str),
     KeyPrefix(&'a str),
     Mesh,
@@ -46,6 +48,7 @@ impl fmt::Display for Resource<'_> {
         match self {
             Resource::Agent(name) => write!(f, "agent {name:?}"),
             Resource::Event(name) => write!(f, "event {name:?}"),
+            Resource::Job(name) => write!(f, "job {name:?}"),
             Resource::Key(name) => write!(f, "key {name:?}"),
             Resource::KeyPrefix(name) => write!(f, "key prefix {name:?}"),
             Resource::Mesh => f.write_str("mesh"),

@@ -15,6 +15,7 @@ pub mod definition;
 pub mod grpc;
 mod housekeeping;
 pub mod http;
+pub mod jobspec;
 pub mod local;
 pub mod platform;
 mod run;

@@ -48,7 +48,11 @@ use crate::{
     housekeeping,
     http::{HttpContext, HttpServer},
     local::{self, LocalState},
-    platform::{Platform, PlatformError, PlatformSockets, images::Images},
+    platform::{
+        Platform, PlatformError, PlatformSockets,
+        images::Images,
+        scheduling::{Decisions, Scheduling},
+    },
     server::Server,
     sockets::{ListenerTls, SocketError, Sockets},
     telemetry::{
@@ -197,6 +201,7 @@ impl Agent {
                 sockets.dns_tcp,
             )?),
         };
+        let decisions = Decisions::default();
         let http = Arc::new(HttpContext {
             cluster: cluster.clone(),
             local: local.clone(),
@@ -210,6 +215,7 @@ impl Agent {
             }),
             authorizer: authorizer.clone(),
             node: Arc::new(node.clone()),
+            decisions: decisions.clone(),
             settings: ArcSwap::from_pointee(settings),
             shutdown: shutdown.clone(),
         });
@@ -249,6 +255,8 @@ impl Agent {
             cluster.clone(),
             settle.clone(),
         ));
+        let scheduling = Scheduling::new(cluster.clone(), decisions);
+        tasks.spawn(scheduling.run(settle.clone()));
         tasks.spawn(bootstrap_entries(
             cluster.clone(),
             http.agent.config.load_full(),

@@ -1,6 +1,7 @@
 //! Failures of requests: a status and a plain text, as Consul gives them.
 
 use http::StatusCode;
+use wharf_registry::command::{PlatformRefusal, Refusal};
 
 use crate::{authz::Denied, cluster::ClusterError};
 
@@ -56,11 +57,30 @@ impl From<ClusterError> for HttpError {
             ClusterError::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             ClusterError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ClusterError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            ClusterError::Refused(Refusal::Platform(refusal)) => platform_status(refusal),
             ClusterError::NoLeader | ClusterError::OutcomeUnknown(_) | ClusterError::Refused(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
         HttpError::new(status, error.to_string())
+    }
+}
+
+fn platform_status(refusal: &PlatformRefusal) -> StatusCode {
+    match refusal {
+        PlatformRefusal::UnknownJob(_)
+        | PlatformRefusal::UnknownAlloc(_)
+        | PlatformRefusal::UnknownNode(_) => StatusCode::NOT_FOUND,
+        PlatformRefusal::JobExists { .. }
+        | PlatformRefusal::JobChanged { .. }
+        | PlatformRefusal::JobNotThere { .. }
+        | PlatformRefusal::JobStopped(_)
+        | PlatformRefusal::AllocEnded { .. } => StatusCode::CONFLICT,
+        PlatformRefusal::JobNameMissing
+        | PlatformRefusal::UnknownGroup { .. }
+        | PlatformRefusal::WhichGroup { .. }
+        | PlatformRefusal::CountTooHigh { .. }
+        | PlatformRefusal::NodeNameMissing => StatusCode::BAD_REQUEST,
     }
 }
 

@@ -9,6 +9,7 @@
 mod agent;
 mod agent_checks;
 mod agent_services;
+mod allocations;
 mod blocking;
 mod catalog;
 mod compression;
@@ -19,8 +20,10 @@ mod filter;
 mod health;
 mod images;
 mod inside;
+mod jobs;
 mod kv;
 mod named;
+mod platform_nodes;
 mod request;
 mod response;
 mod router;
@@ -44,7 +47,7 @@ use crate::{
     config::Network,
     context::{AgentContext, NodeInfo},
     local::LocalState,
-    platform::images::Images,
+    platform::{images::Images, scheduling::Decisions},
 };
 
 /// What the endpoints work with.
@@ -56,6 +59,8 @@ pub struct HttpContext {
     pub agent: Arc<AgentContext>,
     pub authorizer: Arc<dyn Authorizer>,
     pub node: Arc<NodeInfo>,
+    /// What the scheduler of this agent decided, while it led.
+    pub decisions: Decisions,
     pub settings: ArcSwap<HttpSettings>,
     /// Cancelled when the agent stops: parked reads answer at once.
     pub shutdown: CancellationToken,

@@ -9,9 +9,10 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tracing::Level;
 
 use super::{
-    HttpContext, agent, agent_checks, agent_services, catalog, compression, config_entries,
+    HttpContext, agent, agent_checks, agent_services, allocations, catalog, compression,
+    config_entries,
     error::HttpError,
-    health, images, kv,
+    health, images, jobs, kv, platform_nodes,
     request::{self, PathProblem, Query, Request, RequestBody},
     response::{self, Response},
     status,
@@ -85,6 +86,13 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
     "/v1/images/prune": POST => images::prune, PUT => images::prune;
     "/v1/images/pull": POST => images::pull, PUT => images::pull;
     "/v1/image/": GET => images::get, DELETE => images::delete;
+    "/v1/jobs": GET => jobs::list, PUT => jobs::register, POST => jobs::register;
+    "/v1/job/": GET => jobs::get, PUT => jobs::change, POST => jobs::change, DELETE => jobs::delete;
+    "/v1/allocations": GET => allocations::list;
+    "/v1/allocation/": GET => allocations::get, PUT => allocations::change, POST => allocations::change;
+    "/v1/platform/nodes": GET => platform_nodes::list;
+    "/v1/platform/node/": GET => platform_nodes::get, PUT => platform_nodes::change,
+        POST => platform_nodes::change;
     "/v1/status/leader": GET => status::leader;
     "/v1/status/peers": GET => status::peers;
 };

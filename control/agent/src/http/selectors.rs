@@ -72,6 +72,25 @@ pub(crate) const MEMBER: Fields = fields![
     DelegateMin, DelegateMax, DelegateCur,
 ];
 
+/// A job in a list.
+pub(crate) const JOB: Fields = fields![
+    ID, Name, Type, Version, Stop, SubmitTime, Status, Summary: Fields::Open, CreateIndex,
+    ModifyIndex, JobModifyIndex,
+];
+
+/// An allocation in a list.
+pub(crate) const ALLOC: Fields = fields![
+    ID, Name, JobName, JobVersion, Group, Index, NodeID, Node, DesiredStatus, DesiredDescription,
+    ClientStatus, ClientDescription, Address, Ports: Fields::Open, TaskStates: Fields::Open,
+    PreviousAlloc, CreateIndex, ModifyIndex, CreateTime, ModifyTime, StopTime, EndTime,
+];
+
+/// A node of the platform in a list.
+pub(crate) const PLATFORM_NODE: Fields = fields![
+    ID, Name, Address, Status, StatusDescription, Eligible, Drivers: Fields::Open,
+    Resources: Fields::Open, Reserved: Fields::Open, Allocations, CreateIndex, ModifyIndex,
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

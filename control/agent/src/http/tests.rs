@@ -1,5 +1,7 @@
 //! The API over real sockets, on a cluster of one without a log.
 
+mod jobs;
+
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
@@ -508,6 +510,7 @@ mod testing {
                 meta: Default::default(),
                 server: true,
             }),
+            decisions: Default::default(),
             settings: ArcSwap::from_pointee(HttpSettings {
                 max_query_time: Duration::from_secs(600),
                 ..HttpSettings::default()

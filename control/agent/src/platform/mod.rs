@@ -1,20 +1,31 @@
-//! The platform on this node: what it needs before anything runs here.
+//! The platform as an agent serves it: jobs become allocations, allocations become processes.
+//!
+//! [`scheduling`] is the leader's half: it watches jobs, allocations and nodes, and writes plans. [`Platform`] is the
+//! node's: what it needs before anything runs here.
 
 mod dirs;
+pub mod health;
 pub mod images;
+pub mod scheduling;
 pub mod services;
+mod summary;
 
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use wharf_launcher::network::{Network, NetworkConfig, NetworkError};
+use wharf_registry::model::platform::UnixNanos;
 
-pub use self::dirs::{Dirs, DirsError};
+pub use self::{
+    dirs::{Dirs, DirsError},
+    summary::{GroupSummary, JobStatus, JobSummary},
+};
 use self::{images::Images, services::NodeServices};
 use crate::{cluster::Cluster, config::RuntimeConfig, local::LocalState, sockets};
 
@@ -102,4 +113,13 @@ fn gateway_dns(gateway: Ipv4Addr) -> Option<(UdpSocket, TcpListener)> {
             None
         }
     }
+}
+
+/// The time that goes into commands.
+pub fn unix_now() -> UnixNanos {
+    // A clock before 1970 is no clock.
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -20,7 +20,10 @@ use wharf_registry::model::{
     platform::{JobCheck, JobCheckType, JobService, JobSidecar, PortRef},
 };
 
-use crate::local::{CheckKind, CheckSpec, HttpCheck, Registration, Source};
+use crate::{
+    local::{CheckKind, CheckSpec, HttpCheck, Registration, Source},
+    platform::health::service_id,
+};
 
 /// Who made an instance, in its metadata, as Consul's other integrations say it.
 const EXTERNAL_SOURCE: (&str, &str) = ("external-source", "wharf");
@@ -65,9 +68,8 @@ pub(super) struct DerivedSidecar {
 /// The services of an allocation and their ids.
 pub(super) fn ids(services: &AllocServices) -> impl Iterator<Item = (&JobService, Str)> {
     services.group.services.iter().map(|service| {
-        let (alloc, group, port) = (&services.alloc, &services.group.name, service.port.label());
-        let id = format!("_wharf-{alloc}-{group}-{}-{port}", service.name);
-        (service, id.into())
+        let id = service_id(&services.alloc, &services.group.name, service);
+        (service, id)
     })
 }
 
