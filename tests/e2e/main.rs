@@ -13,6 +13,7 @@ mod conformance;
 mod durability;
 mod grpc;
 mod images;
+mod jobs;
 mod lifecycle;
 mod registry;
 mod sidecar;

@@ -11,6 +11,7 @@ mod failure;
 mod flags;
 mod help;
 mod http;
+mod moment;
 mod nearest;
 mod output;
 mod persona;
@@ -24,7 +25,7 @@ mod upload;
 use std::{
     env,
     ffi::OsString,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
 };
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         out: &mut out,
         err: &mut io::stderr(),
         input: &mut io::stdin(),
+        terminal: io::stderr().is_terminal(),
         env: &|name| env::var(name).ok(),
     };
     let code = program::run(words, &mut shell);

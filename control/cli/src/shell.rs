@@ -22,6 +22,8 @@ pub(crate) struct Shell<'a> {
     pub(crate) out: &'a mut dyn Write,
     pub(crate) err: &'a mut dyn Write,
     pub(crate) input: &'a mut dyn Read,
+    /// Messages go to a person's terminal: progress can be drawn.
+    pub(crate) terminal: bool,
     pub(crate) env: Env<'a>,
 }
 

@@ -111,6 +111,7 @@ pub(crate) fn run(
             out: &mut out,
             err: &mut err,
             input: &mut input,
+            terminal: false,
             env: &|name| {
                 env.iter()
                     .find(|(known, _)| *known == name)

@@ -1,14 +1,17 @@
 //! The commands: one file per family, each with the definition of its commands and what they do.
 
 mod agent;
+mod alloc;
 mod catalog;
 mod config;
 mod connect;
 mod image;
+mod job;
 pub(crate) mod kv;
 mod lifecycle;
 mod maint;
 mod members;
+mod node;
 mod services;
 pub(crate) mod unbuilt;
 mod validate;
@@ -23,7 +26,7 @@ use crate::{endpoint::connection_flags, failure::Failure, shell::Shell};
 pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
     ("Run", &["agent", "connect"]),
     ("Register and configure", &["services", "config", "kv"]),
-    ("Run jobs", &["image"]),
+    ("Run jobs", &["job", "alloc", "node", "image"]),
     ("Look", &["catalog", "members", "info", "watch", "monitor"]),
     ("Operate", &["maint", "reload", "leave"]),
     ("Without an agent", &["validate", "keygen", "version"]),
@@ -35,6 +38,7 @@ pub(crate) fn tree() -> Command {
         .about("Service registry, DNS, mesh and scheduler in one binary")
         .group_help(
             "  $ wharf agent -dev                           start a whole cluster of one, in memory
+  $ wharf job run examples/web.hcl
   $ wharf services register -name=web -port=8080
   $ wharf catalog services -tags
   $ wharf kv put redis/maxconns 5
@@ -44,6 +48,9 @@ pub(crate) fn tree() -> Command {
         .subcommands([
             agent::command(),
             connect::command(),
+            job::command(),
+            alloc::command(),
+            node::command(),
             services::command(),
             config::command(),
             kv::command(),
@@ -74,6 +81,9 @@ pub(crate) fn run(
         ["connect", "proxy"] => connect::proxy(matches, shell),
         ["version"] => version::run(matches, shell),
         ["keygen"] => version::keygen(shell),
+        ["job", verb] => block_on(job::run(verb, matches, shell)),
+        ["alloc", verb] => block_on(alloc::run(verb, matches, shell)),
+        ["node", verb] => block_on(node::run(verb, matches, shell)),
         ["catalog", verb] => block_on(catalog::run(verb, matches, shell)),
         ["config", verb] => block_on(config::run(verb, matches, shell)),
         ["image", verb] => block_on(image::run(verb, matches, shell)),
