@@ -1,13 +1,16 @@
 //! `/v1/jobs` and `/v1/job/`: what is to run.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
+use wharf_launcher::image::Reference;
 use wharf_registry::{
     Command, View,
     command::PlatformCommand,
     model::{
         Str,
-        platform::{Job, JobType, UnixNanos},
+        platform::{Driver, Job, JobType, UnixNanos},
     },
     watch::WatchKey,
 };
@@ -25,7 +28,7 @@ use super::{
 use crate::{
     authz::{Access, Resource},
     jobspec,
-    platform::{JobSummary, scheduling::PlacementFailure, unix_now},
+    platform::{JobSummary, images::ImagesError, scheduling::PlacementFailure, unix_now},
 };
 
 /// A job in a list.
@@ -129,7 +132,7 @@ async fn put(
         })?),
     };
     let body = request.body(jobspec::MAX_SIZE).await?;
-    let job = jobspec::decode_body(&body)
+    let mut job = jobspec::decode_body(&body)
         .map_err(|error| HttpError::bad_request(format!("the job is not accepted: {error}")))?;
     if let Some(name) = name
         && name != job.name
@@ -139,6 +142,7 @@ async fn put(
     }
     let name = job.name.clone();
     request.caller.check(Resource::Job(&name), Access::Write)?;
+    pin_images(context, &mut job).await?;
     let command = PlatformCommand::RegisterJob {
         job: Box::new(job),
         check_index,
@@ -146,6 +150,30 @@ async fn put(
     };
     context.cluster.write(Command::Platform(command)).await?;
     registered(context, &name, pretty)
+}
+
+/// Finds the digest of each image that is named without one: what runs, here and wherever an instance is
+/// replaced later, even when the tag moves. An image in files has no name to be found by.
+async fn pin_images(context: &HttpContext, job: &mut Job) -> Result<(), HttpError> {
+    for (at, group) in job.groups.iter_mut().enumerate() {
+        for (task_at, task) in Arc::make_mut(group).tasks.iter_mut().enumerate() {
+            if task.driver != Driver::Container || !task.image_digest.is_empty() {
+                continue;
+            }
+            let refused = |error: ImagesError| {
+                let HttpError { status, text } = error.into();
+                let place = format!("Groups[{at}].Tasks[{task_at}].Image");
+                HttpError::new(status, format!("the job is not accepted: {place}: {text}"))
+            };
+            let reference = Reference::parse(&task.image);
+            let Reference::Named(name) = reference.map_err(|error| refused(error.into()))? else {
+                continue;
+            };
+            let digest = context.images.resolve(&name).await.map_err(refused)?;
+            task.image_digest = digest.to_string().into();
+        }
+    }
+    Ok(())
 }
 
 /// The job as it is after a write of this agent.

@@ -153,6 +153,24 @@ async fn what_is_wrong_with_a_job_is_said() {
 }
 
 #[tokio::test]
+async fn an_image_is_pinned_or_the_job_is_refused() {
+    let api = start().await;
+    let job = |image: &str, digest: &str| {
+        let task = json!({"Name": "web", "Image": image, "ImageDigest": digest});
+        json!({"Name": "web", "Groups": [{"Name": "web", "Tasks": [task]}]}).to_string()
+    };
+    let reply = api.put("/v1/jobs", &job("web:1", "")).await;
+    let text =
+        "the job is not accepted: Groups[0].Tasks[0].Image: this agent keeps no images: a test";
+    assert_eq!((reply.status, &*reply.body), (503, text));
+    let reply = api.put("/v1/jobs", &job("https://web", "")).await;
+    assert_eq!(reply.status, 400, "{}", reply.body);
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let reply = api.put("/v1/jobs", &job("web:1", &digest)).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+}
+
+#[tokio::test]
 async fn an_allocation_is_found_by_the_beginning_of_its_id_and_stopped() {
     let api = start().await;
     api.put("/v1/jobs", &web(1, 100)).await;
