@@ -10,6 +10,7 @@ mod blocking;
 mod checks;
 mod command;
 mod conformance;
+mod containers;
 mod durability;
 mod grpc;
 mod images;

@@ -36,10 +36,15 @@ use crate::{persona::Persona, shell::Shell};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let mut words: Vec<OsString> = env::args_os().collect();
+    // A shim must find a process with one thread, and costs memory for as long as a container lives: it branches
+    // off before anything else.
+    if words.get(1).is_some_and(|word| word == "shim") {
+        wharf_launcher::shim::run(&words[2..]);
+    }
     // Fails only if there is a provider already, which is then as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
-    let mut words: Vec<OsString> = env::args_os().collect();
     let program = if words.is_empty() {
         OsString::new()
     } else {
