@@ -3,6 +3,7 @@
 pub mod container;
 pub mod image;
 pub mod network;
+pub mod runner;
 pub mod services;
 pub mod shim;
 mod sys;

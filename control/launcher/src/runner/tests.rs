@@ -1,0 +1,705 @@
+//! Runners with everybody else played: the order of steps, ends and restarts, and what an agent's death changes.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::mpsc, time::timeout};
+use wharf_registry::model::{
+    Str,
+    platform::{AllocPort, AllocUpdate, ClientStatus, Task},
+};
+
+use super::*;
+use crate::{
+    network::PortMapping,
+    services::{AllocServices, BoxFuture, Services, ServicesError, Sidecar},
+    shim::{
+        ClientError,
+        protocol::{
+            Event, EventKind, ExitRecord, Reply, Request, SidecarState, State, TaskState,
+            TaskStatus,
+        },
+    },
+};
+
+/// Everybody a runner talks to. Remembers who was asked what, in order.
+#[derive(Debug, Default)]
+struct Others {
+    asked: Mutex<Vec<String>>,
+    updates: Mutex<Vec<AllocUpdate>>,
+    shim: Mutex<FakeShim>,
+    image_failure: Mutex<Option<String>>,
+}
+
+/// The shim's side: what it has, and where it tells.
+#[derive(Debug, Default)]
+struct FakeShim {
+    alive: bool,
+    seq: u64,
+    events: Option<mpsc::Sender<Event>>,
+    state: State,
+    history: Vec<Event>,
+    /// Tasks end at once with this.
+    deaf: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Fake(Arc<Others>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Fake {
+    fn note(&self, what: impl Into<String>) {
+        lock(&self.0.asked).push(what.into());
+    }
+
+    fn asked(&self) -> Vec<String> {
+        lock(&self.0.asked).clone()
+    }
+
+    fn tell(&self, kind: EventKind) {
+        let mut shim = lock(&self.0.shim);
+        shim.seq += 1;
+        let event = Event {
+            seq: shim.seq,
+            at: 1_000 + shim.seq,
+            kind,
+        };
+        shim.state.last_event = shim.seq;
+        shim.history.push(event.clone());
+        if let Some(events) = &shim.events {
+            let _ = events.try_send(event);
+        }
+    }
+
+    fn exit(&self, task: &str, exit: ExitRecord) {
+        if let Some(state) = lock(&self.0.shim).state.tasks.get_mut(task) {
+            state.status = TaskStatus::Dead;
+        }
+        self.tell(EventKind::TaskExited {
+            task: task.into(),
+            exit,
+        });
+    }
+
+    /// SIGKILL to the shim.
+    fn kill_shim(&self) {
+        let mut shim = lock(&self.0.shim);
+        *shim = FakeShim {
+            alive: false,
+            ..FakeShim::default()
+        };
+    }
+
+    fn link(&self, after: u64) -> Link {
+        let (sender, receiver) = mpsc::channel(64);
+        let mut shim = lock(&self.0.shim);
+        for event in shim.history.iter().filter(|event| event.seq > after) {
+            sender.try_send(event.clone()).unwrap();
+        }
+        shim.events = Some(sender);
+        (Box::new(self.clone()), receiver)
+    }
+
+    fn last(&self) -> Option<AllocUpdate> {
+        lock(&self.0.updates).last().cloned()
+    }
+
+    /// Waits until a report is as wanted.
+    async fn until(&self, wanted: impl Fn(&AllocUpdate) -> bool) -> AllocUpdate {
+        let seen = async {
+            loop {
+                if let Some(update) = self.last().filter(|update| wanted(update)) {
+                    return update;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(120), seen)
+            .await
+            .expect("it was not reported")
+    }
+
+    async fn running(&self) {
+        self.until(|update| update.client_status == ClientStatus::Running)
+            .await;
+    }
+}
+
+impl Shim for Fake {
+    fn ask(&self, request: Request) -> BoxFuture<'_, Result<Reply, ClientError>> {
+        Box::pin(async move {
+            if !lock(&self.0.shim).alive {
+                return Err(ClientError::Gone);
+            }
+            match request {
+                Request::State => return Ok(Reply::State(lock(&self.0.shim).state.clone())),
+                Request::StartTask(start) => {
+                    self.note(format!("start {}", start.task));
+                    let state = TaskState {
+                        status: TaskStatus::Running,
+                        pid: Some(1),
+                        started_at: Some(1),
+                        exit: None,
+                    };
+                    lock(&self.0.shim)
+                        .state
+                        .tasks
+                        .insert(start.task.clone(), state);
+                    self.tell(EventKind::TaskStarted {
+                        task: start.task,
+                        pid: 1,
+                    });
+                }
+                Request::StartSidecar(start) => {
+                    self.note(format!("sidecar {}", start.argv[3]));
+                    lock(&self.0.shim).state.sidecar = Some(SidecarState {
+                        pid: Some(2),
+                        ready: true,
+                        restarts: 0,
+                    });
+                    self.tell(EventKind::SidecarReady);
+                }
+                Request::Stop { task, signal, .. } => {
+                    self.note(format!("stop {task} {signal}"));
+                    if !lock(&self.0.shim).deaf {
+                        self.exit(
+                            &task,
+                            ExitRecord {
+                                signal: Some(signal),
+                                ..ExitRecord::default()
+                            },
+                        );
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+            Ok(Reply::Done)
+        })
+    }
+
+    fn shutdown(&mut self) -> BoxFuture<'_, Result<(), ClientError>> {
+        self.note("shutdown");
+        self.kill_shim();
+        Box::pin(async { Ok(()) })
+    }
+}
+
+use std::path::PathBuf;
+
+impl Shims for Fake {
+    fn spawn(&self, _: PathBuf, _: PathBuf, group: PathBuf) -> BoxFuture<'_, Result<Link, String>> {
+        self.note(format!("spawn {}", group.display()));
+        lock(&self.0.shim).alive = true;
+        let link = self.link(0);
+        Box::pin(async { Ok(link) })
+    }
+
+    fn connect(&self, _: PathBuf, after: u64) -> BoxFuture<'_, Result<Option<Link>, String>> {
+        let alive = lock(&self.0.shim).alive;
+        self.note(format!("connect {alive}"));
+        let link = alive.then(|| self.link(after));
+        Box::pin(async { Ok(link) })
+    }
+
+    fn sweep(&self, _: PathBuf) -> BoxFuture<'_, Result<(), String>> {
+        self.note("sweep");
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Images for Fake {
+    fn prepare<'a>(
+        &'a self,
+        _: &'a str,
+        task: &'a Task,
+    ) -> BoxFuture<'a, Result<PreparedImage, String>> {
+        self.note(format!("image {}", task.image));
+        let failure = lock(&self.0.image_failure).clone();
+        Box::pin(async move {
+            match failure {
+                Some(why) => Err(why),
+                None => Ok(PreparedImage {
+                    entrypoint: vec!["/server".into()],
+                    stop_signal: "SIGQUIT".into(),
+                    layers: vec!["/layer".into()],
+                    ..PreparedImage::default()
+                }),
+            }
+        })
+    }
+
+    fn release<'a>(&'a self, _: &'a str, _: &'a TaskGroup) -> BoxFuture<'a, ()> {
+        self.note("release");
+        Box::pin(async {})
+    }
+}
+
+impl Networks for Fake {
+    fn attach<'a>(
+        &'a self,
+        _: &'a Alloc,
+        _: &'a TaskGroup,
+        more: &'a [PortMapping],
+    ) -> BoxFuture<'a, Result<Connected, String>> {
+        self.note(format!("attach +{}", more.len()));
+        Box::pin(async {
+            Ok(Connected {
+                netns: Some("/run/netns/a".into()),
+                address: Some("172.26.64.2".parse().unwrap()),
+                hostname: "web-0".into(),
+                resolv_conf: Some("nameserver 172.26.64.1\n".into()),
+                hosts: None,
+            })
+        })
+    }
+
+    fn detach<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        self.note("detach");
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Services for Fake {
+    fn prepare(
+        &self,
+        services: AllocServices,
+    ) -> BoxFuture<'_, Result<Vec<Sidecar>, ServicesError>> {
+        self.note("prepare");
+        let sidecars = services
+            .group
+            .services
+            .iter()
+            .filter(|service| service.sidecar().is_some())
+            .map(|service| Sidecar {
+                service: service.name.clone(),
+                id: "proxy-id".into(),
+                port: 21_000,
+                mapping: None,
+                admin: None,
+            })
+            .collect();
+        Box::pin(async move { Ok(sidecars) })
+    }
+
+    fn publish<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), ServicesError>> {
+        self.note("publish");
+        Box::pin(async { Ok(()) })
+    }
+
+    fn withdraw<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), ServicesError>> {
+        self.note("withdraw");
+        Box::pin(async { Ok(()) })
+    }
+
+    fn remove<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), ServicesError>> {
+        self.note("remove");
+        Box::pin(async { Ok(()) })
+    }
+
+    fn task_down(&self, _: &str, task: &str, why: &str) {
+        self.note(format!("down {task}: {why}"));
+    }
+
+    fn task_up(&self, _: &str, task: &str) {
+        self.note(format!("up {task}"));
+    }
+
+    fn sweep<'a>(
+        &'a self,
+        _: &'a HashSet<String>,
+    ) -> BoxFuture<'a, Result<Vec<Str>, ServicesError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
+impl Reports for Fake {
+    fn update(&self, update: AllocUpdate) {
+        lock(&self.0.updates).push(update);
+    }
+}
+
+struct Bench {
+    directory: tempfile::TempDir,
+    fake: Fake,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            fake: Fake(Arc::default()),
+        }
+    }
+
+    fn start(&self) -> AllocRunner {
+        self.start_with(serde_json::json!({}))
+    }
+
+    fn start_with(&self, change: serde_json::Value) -> AllocRunner {
+        let mut group = serde_json::json!({
+            "Name": "web",
+            "ShutdownDelay": "3s",
+            "Restart": {"Attempts": 1, "Interval": "10m", "Delay": "2s", "MaxDelay": "2s"},
+            "Services": [{"Name": "web", "Port": "http", "Connect": {"SidecarService": {}}}],
+            "Tasks": [
+                {"Name": "app", "Driver": "container", "Image": "app:1"},
+                {"Name": "log", "Driver": "exec", "Command": "/bin/log", "Args": ["${WHARF_PORT_http}"]},
+            ],
+        });
+        for (key, value) in change.as_object().unwrap() {
+            group[key] = value.clone();
+        }
+        let group: TaskGroup = serde_json::from_value(group).unwrap();
+        let alloc = Alloc {
+            id: "0a1b2c3d-0000-0000-0000-000000000000".into(),
+            name: "web.web[0]".into(),
+            job_name: "web".into(),
+            group: "web".into(),
+            ports: vec![AllocPort {
+                label: "http".into(),
+                value: 20_000,
+                to: 8080,
+            }],
+            ..Alloc::default()
+        };
+        let node = Node {
+            allocs: self.directory.path().join("allocs"),
+            run: self.directory.path().join("run"),
+            program: "/usr/bin/wharf".into(),
+            masked: Vec::new(),
+            images: Arc::new(self.fake.clone()),
+            networks: Arc::new(self.fake.clone()),
+            shims: Arc::new(self.fake.clone()),
+            services: Arc::new(self.fake.clone()),
+            reports: Arc::new(self.fake.clone()),
+        };
+        let assignment = Assignment {
+            alloc: Arc::new(alloc),
+            group: Arc::new(group),
+        };
+        AllocRunner::start(assignment, Arc::new(node), || {})
+    }
+}
+
+const UP: [&str; 9] = [
+    "image app:1",
+    "attach +0",
+    "sweep",
+    "spawn wharf/0a1b2c3d-0000-0000-0000-000000000000",
+    "prepare",
+    "sidecar -proxy-id=proxy-id",
+    "start app",
+    "start log",
+    "publish",
+];
+
+#[tokio::test(start_paused = true)]
+async fn everything_goes_up_and_down_in_order() {
+    let bench = Bench::new();
+    let mut runner = bench.start();
+    bench.fake.running().await;
+    assert_eq!(bench.fake.asked(), UP);
+    let update = bench.fake.last().unwrap();
+    assert_eq!(&*update.address, "172.26.64.2");
+    let kinds: Vec<&str> = update.task_states["app"]
+        .events
+        .iter()
+        .map(|e| &*e.kind)
+        .collect();
+    assert_eq!(kinds, ["Received", "Image", "Started"]);
+    let before = tokio::time::Instant::now();
+    runner.stop("the job was stopped");
+    runner.finished().await;
+    assert_eq!(
+        bench.fake.asked()[UP.len()..],
+        // The image's own signal, and the default one.
+        [
+            "withdraw",
+            "stop app 3",
+            "stop log 15",
+            "shutdown",
+            "sweep",
+            "remove",
+            "detach",
+            "release"
+        ]
+    );
+    assert!(
+        before.elapsed() >= Duration::from_secs(3),
+        "proxies had time to let go"
+    );
+    let update = bench.fake.last().unwrap();
+    assert_eq!(update.client_status, ClientStatus::Complete);
+    assert_eq!(&*update.client_description, "the job was stopped");
+    assert!(!bench.directory.path().join("run/0a1b2c3d").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_is_known_at_once_and_restarted_after_a_pause() {
+    let bench = Bench::new();
+    let _runner = bench.start();
+    bench.fake.running().await;
+    bench.fake.exit(
+        "app",
+        ExitRecord {
+            code: Some(3),
+            finished_at: 2_000,
+            ..ExitRecord::default()
+        },
+    );
+    let update = bench
+        .fake
+        .until(|u| u.task_states["app"].restarts == 1)
+        .await;
+    assert_eq!(update.task_states["app"].exit_code, Some(3));
+    assert_eq!(
+        bench.fake.asked()[UP.len()..],
+        ["down app: ended with code 3"]
+    );
+    let crashed = tokio::time::Instant::now();
+    bench
+        .fake
+        .until(|u| {
+            let app = &u.task_states["app"];
+            app.restarts == 1 && app.events.last().is_some_and(|e| &*e.kind == "Started")
+        })
+        .await;
+    assert!(
+        crashed.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        crashed.elapsed()
+    );
+    // Its services were registered all the time.
+    assert_eq!(
+        bench.fake.asked()[UP.len()..],
+        ["down app: ended with code 3", "start app", "up app"]
+    );
+    assert_eq!(
+        bench.fake.last().unwrap().client_status,
+        ClientStatus::Running
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_crashes_are_a_failure_and_everything_goes() {
+    let bench = Bench::new();
+    let mut runner = bench.start();
+    bench.fake.running().await;
+    let killed = || ExitRecord {
+        signal: Some(9),
+        oom_killed: true,
+        finished_at: 2_000,
+        ..ExitRecord::default()
+    };
+    bench.fake.exit("app", killed());
+    bench
+        .fake
+        .until(|u| {
+            let app = &u.task_states["app"];
+            app.restarts == 1 && app.events.last().is_some_and(|e| &*e.kind == "Started")
+        })
+        .await;
+    bench.fake.exit("app", killed());
+    runner.finished().await;
+    let update = bench.fake.last().unwrap();
+    assert_eq!(update.client_status, ClientStatus::Failed);
+    assert!(
+        update
+            .client_description
+            .contains("signal 9: out of memory"),
+        "{update:?}"
+    );
+    assert!(update.task_states["app"].failed);
+    assert!(update.task_states["app"].oom_killed);
+    let asked = bench.fake.asked();
+    let end = &asked[asked.len() - 7..];
+    assert_eq!(
+        end,
+        [
+            "withdraw",
+            "stop log 15",
+            "shutdown",
+            "sweep",
+            "remove",
+            "detach",
+            "release"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_not_to_be_had_is_the_reason() {
+    let bench = Bench::new();
+    *lock(&bench.fake.0.image_failure) = Some("no such image".into());
+    let mut runner = bench.start();
+    runner.finished().await;
+    let update = bench.fake.last().unwrap();
+    assert_eq!(update.client_status, ClientStatus::Failed);
+    assert_eq!(&*update.client_description, "image app:1: no such image");
+    assert!(
+        update.task_states["app"]
+            .events
+            .iter()
+            .any(|e| &*e.kind == "Image Failure")
+    );
+    // Nothing was there, and all of it is taken down.
+    assert!(
+        !bench
+            .fake
+            .asked()
+            .iter()
+            .any(|what| what.starts_with("spawn"))
+    );
+    assert!(bench.fake.asked().contains(&"detach".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_comes_back_touches_nothing_that_runs() {
+    let bench = Bench::new();
+    let runner = bench.start();
+    bench.fake.running().await;
+    // As if killed: nothing is stopped.
+    drop(runner);
+    let events = lock(&bench.fake.0.shim).events.take();
+    drop(events);
+    lock(&bench.fake.0.asked).clear();
+    let states = bench.fake.last().unwrap().task_states;
+    // What happens while nobody listens is told afterwards.
+    bench.fake.exit(
+        "log",
+        ExitRecord {
+            code: Some(0),
+            finished_at: 5_000,
+            ..ExitRecord::default()
+        },
+    );
+    let _runner = bench.start();
+    let update = bench
+        .fake
+        .until(|u| u.task_states["log"].restarts == 1)
+        .await;
+    assert_eq!(
+        update.task_states["app"], states["app"],
+        "the history is kept"
+    );
+    assert_eq!(
+        bench.fake.asked(),
+        [
+            "image app:1",
+            "attach +0",
+            "connect true",
+            "prepare",
+            "down log: ended with code 0"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shim_that_is_gone_is_swept_and_started_over() {
+    for while_away in [false, true] {
+        let bench = Bench::new();
+        let mut runner = bench.start();
+        bench.fake.running().await;
+        lock(&bench.fake.0.asked).clear();
+        if while_away {
+            drop(runner);
+            bench.fake.kill_shim();
+            runner = bench.start();
+        } else {
+            bench.fake.kill_shim();
+        }
+        bench
+            .fake
+            .until(|u| {
+                u.task_states.values().all(|state| {
+                    state.restarts == 1
+                        && state.events.last().is_some_and(|e| &*e.kind == "Started")
+                })
+            })
+            .await;
+        let asked = bench.fake.asked();
+        let at = |what: &str| {
+            asked
+                .iter()
+                .position(|asked| asked.starts_with(what))
+                .expect(what)
+        };
+        assert!(at("sweep") < at("spawn"), "{asked:?}");
+        assert!(
+            at("down app: its shim was killed") < at("spawn"),
+            "{asked:?}"
+        );
+        assert!(at("sidecar") < at("start app"), "{asked:?}");
+        drop(runner);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_counts_at_any_time_and_is_finished_by_the_next_agent() {
+    let bench = Bench::new();
+    let runner = bench.start();
+    bench.fake.running().await;
+    runner.stop("scaled down");
+    // The agent dies in the pause for proxies.
+    bench
+        .fake
+        .until(|u| u.client_description.starts_with("stopping: scaled down"))
+        .await;
+    drop(runner);
+    lock(&bench.fake.0.asked).clear();
+    let mut runner = bench.start();
+    runner.finished().await;
+    let update = bench.fake.last().unwrap();
+    assert_eq!(update.client_status, ClientStatus::Complete);
+    assert_eq!(&*update.client_description, "scaled down");
+    assert!(
+        bench.fake.asked().contains(&"stop app 15".to_owned()),
+        "{:?}",
+        bench.fake.asked()
+    );
+    // And what is done stays done: a third agent only tells it again.
+    lock(&bench.fake.0.asked).clear();
+    bench.start().finished().await;
+    assert!(bench.fake.asked().is_empty());
+    assert_eq!(
+        bench.fake.last().unwrap().client_status,
+        ClientStatus::Complete
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_does_not_end_does_not_hold_the_rest() {
+    let bench = Bench::new();
+    let mut runner = bench.start();
+    bench.fake.running().await;
+    lock(&bench.fake.0.shim).deaf = true;
+    runner.stop("now");
+    runner.finished().await;
+    assert_eq!(
+        bench.fake.last().unwrap().client_status,
+        ClientStatus::Complete
+    );
+    assert!(bench.fake.asked().contains(&"sweep".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_sidecars_are_refused_in_words() {
+    let bench = Bench::new();
+    let service = |name: &str| serde_json::json!({"Name": name, "Port": "http", "Connect": {"SidecarService": {}}});
+    let mut runner =
+        bench.start_with(serde_json::json!({"Services": [service("a"), service("b")]}));
+    runner.finished().await;
+    let update = bench.fake.last().unwrap();
+    assert!(
+        update
+            .client_description
+            .contains("more than one in a group is not built yet"),
+        "{update:?}"
+    );
+}
