@@ -11,6 +11,7 @@ mod checks;
 mod command;
 mod conformance;
 mod containers;
+mod demo;
 mod durability;
 mod grpc;
 mod images;

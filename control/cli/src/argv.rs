@@ -105,6 +105,17 @@ impl Walk<'_> {
     fn find_command<'c>(&mut self, root: &'c Command) -> Result<Found<'c>, ArgvError> {
         let mut command = root;
         while command.has_subcommands() {
+            if is_leaf(command) {
+                // It runs by itself; a command below it has to be named at once.
+                let next = self.tokens.get(self.next);
+                let Some(below) = next.and_then(|token| command.find_subcommand(token)) else {
+                    break;
+                };
+                command = below;
+                self.next += 1;
+                self.path.push(below.get_name().to_owned());
+                continue;
+            }
             let Some(token) = self.take() else {
                 return Err(ArgvError::MissingCommand {
                     path: self.path.clone(),
@@ -279,6 +290,11 @@ fn find_flag<'c>(command: &'c Command, name: &str) -> Option<&'c Arg> {
         .or_else(|| command.get_opts().find(alike))
 }
 
+/// Whether the command does something by itself, whatever is below it.
+pub(crate) fn is_leaf(command: &Command) -> bool {
+    !command.has_subcommands() || !command.is_subcommand_required_set()
+}
+
 fn find_subcommand<'c>(
     command: &'c Command,
     path: &[String],
@@ -299,7 +315,9 @@ fn known_path(root: &Command, path: Vec<String>) -> Result<Request, ArgvError> {
     let mut command = root;
     let mut known = Vec::new();
     for token in path {
-        if !command.has_subcommands() {
+        if !command.has_subcommands()
+            || (is_leaf(command) && command.find_subcommand(&token).is_none())
+        {
             break;
         }
         command = find_subcommand(command, &known, &token)?;

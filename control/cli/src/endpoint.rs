@@ -137,6 +137,22 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
+    /// An agent on this machine, whatever flags and environment say.
+    pub(crate) fn local(port: u16) -> Self {
+        let host = "127.0.0.1".to_owned();
+        Self {
+            authority: format!("{host}:{port}"),
+            transport: Transport::Plain { host, port },
+            prefix: String::new(),
+            token: None,
+            basic_auth: None,
+            tls: TlsOptions::default(),
+            datacenter: None,
+            stale: false,
+            origin: Origin::Flag,
+        }
+    }
+
     pub(crate) fn from_flags(matches: &ArgMatches, env: Env<'_>) -> Result<Self, Failure> {
         let env = Variables(env);
         let (address, origin) = match (matches.text("http-addr"), env.get("HTTP_ADDR")) {

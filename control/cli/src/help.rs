@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use clap::{Arg, Command};
 
-use crate::{commands::GROUPS, endpoint::HEADING, flags::is_switch, persona::Persona};
+use crate::{
+    argv::is_leaf, commands::GROUPS, endpoint::HEADING, flags::is_switch, persona::Persona,
+};
 
 const SCREEN: usize = 100;
 /// Where the text of a flag begins; a longer flag has its line for itself.
@@ -38,7 +40,7 @@ pub(crate) fn text(root: &Command, path: &[String], persona: Persona) -> String 
             text,
             "\nFlags take one dash or two. `{name} <command> -help` tells more about a command.\n"
         );
-    } else if command.has_subcommands() {
+    } else if !is_leaf(command) {
         text.push_str("\nCommands:\n");
         let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
         commands(&mut text, command, &names);
@@ -50,7 +52,7 @@ pub(crate) fn text(root: &Command, path: &[String], persona: Persona) -> String 
 
 fn usage(text: &mut String, command: &Command, name: &str) {
     let _ = write!(text, "Usage: {name}");
-    if command.has_subcommands() {
+    if !is_leaf(command) {
         text.push_str(" <command> [flags] [arguments]\n");
         return;
     }
@@ -86,7 +88,10 @@ fn commands(text: &mut String, parent: &Command, names: &[&str]) {
             .map(ToString::to_string)
             .unwrap_or_default();
         let _ = write!(text, "  {:<12} {about}", command.get_name());
-        let below: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+        let below = command
+            .get_subcommands()
+            .filter(|below| !below.is_hide_set());
+        let below: Vec<&str> = below.map(Command::get_name).collect();
         if !below.is_empty() {
             let _ = write!(text, ": {}", below.join(", "));
         }

@@ -5,6 +5,7 @@ mod alloc;
 mod catalog;
 mod config;
 mod connect;
+mod demo;
 mod image;
 mod job;
 pub(crate) mod kv;
@@ -24,7 +25,7 @@ use crate::{endpoint::connection_flags, failure::Failure, shell::Shell};
 
 /// The commands by what people come for, in the order `wharf -help` shows them.
 pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
-    ("Run", &["agent", "connect"]),
+    ("Run", &["agent", "connect", "demo"]),
     ("Register and configure", &["services", "config", "kv"]),
     ("Run jobs", &["job", "alloc", "node", "image"]),
     ("Look", &["catalog", "members", "info", "watch", "monitor"]),
@@ -48,6 +49,7 @@ pub(crate) fn tree() -> Command {
         .subcommands([
             agent::command(),
             connect::command(),
+            demo::command(),
             job::command(),
             alloc::command(),
             node::command(),
@@ -79,6 +81,8 @@ pub(crate) fn run(
         ["agent"] => agent::run(matches),
         ["validate"] => validate::run(matches, shell),
         ["connect", "proxy"] => connect::proxy(matches, shell),
+        ["demo"] => block_on(demo::run(matches, shell)),
+        ["demo", "serve"] => block_on(demo::serve(matches, shell)),
         ["version"] => version::run(matches, shell),
         ["keygen"] => version::keygen(shell),
         ["job", verb] => block_on(job::run(verb, matches, shell)),
