@@ -1,7 +1,7 @@
 //! Where the platform keeps what it has.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -11,6 +11,11 @@ use uuid::Uuid;
 
 /// Below it, short paths for sockets and pinned namespaces: `sun_path` has 108 bytes.
 const RUN_ROOT: &str = "/run/wharf";
+
+/// What the directories of agents without a data directory begin with.
+const TEMPORARY: &str = "wharf-dev-";
+/// Locked for as long as the agent of a temporary directory runs.
+const LOCK: &str = "lock";
 
 /// A directory that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -26,8 +31,8 @@ pub struct DirsError {
 pub struct Dirs {
     state: PathBuf,
     run: PathBuf,
-    /// All of it goes with the agent.
-    temporary: bool,
+    /// All of it goes with the agent, whose lock this is.
+    temporary: Option<File>,
 }
 
 impl Dirs {
@@ -38,18 +43,33 @@ impl Dirs {
     }
 
     fn open_below(data_dir: Option<&Path>, run_root: &Path) -> Result<Dirs, DirsError> {
+        Dirs::open_in(data_dir, run_root, &std::env::temp_dir())
+    }
+
+    fn open_in(
+        data_dir: Option<&Path>,
+        run_root: &Path,
+        temporary_root: &Path,
+    ) -> Result<Dirs, DirsError> {
         let state = match data_dir {
             Some(directory) => directory.join("platform"),
-            None => std::env::temp_dir().join(format!("wharf-dev-{}", Uuid::new_v4().simple())),
+            None => {
+                remove_abandoned(temporary_root, run_root);
+                temporary_root.join(format!("{TEMPORARY}{}", Uuid::new_v4().simple()))
+            }
         };
         create(&state)?;
         let state = fs::canonicalize(&state).map_err(failed("find", &state))?;
         let run = run_root.join(short_hash(&state));
         create(&run)?;
+        let temporary = match data_dir {
+            Some(_) => None,
+            None => Some(lock(&state)?),
+        };
         let dirs = Dirs {
             state,
             run,
-            temporary: data_dir.is_none(),
+            temporary,
         };
         create(&dirs.allocs())?;
         Ok(dirs)
@@ -89,9 +109,35 @@ impl Dirs {
         };
         let socket = self.agent_socket();
         gone(fs::remove_file(&socket), &socket);
-        if self.temporary {
+        if self.temporary.is_some() {
             gone(fs::remove_dir_all(&self.run), &self.run);
             gone(fs::remove_dir_all(&self.state), &self.state);
+        }
+    }
+}
+
+fn lock(state: &Path) -> Result<File, DirsError> {
+    let path = state.join(LOCK);
+    let file = File::create(&path).map_err(failed("create", &path))?;
+    // It is new, so nobody else has it.
+    file.lock().map_err(failed("lock", &path))?;
+    Ok(file)
+}
+
+/// Removes what agents left that were killed: their temporary directories, unless allocations of theirs are in them,
+/// which may still run.
+fn remove_abandoned(temporary_root: &Path, run_root: &Path) {
+    let entries = fs::read_dir(temporary_root).into_iter().flatten().flatten();
+    let temporary =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY));
+    for state in temporary.map(|entry| entry.path()) {
+        let free = File::open(state.join(LOCK)).is_ok_and(|file| file.try_lock().is_ok());
+        let empty =
+            fs::read_dir(state.join("allocs")).is_ok_and(|mut allocs| allocs.next().is_none());
+        if let (true, true, Ok(state)) = (free, empty, fs::canonicalize(&state)) {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_dir_all(run_root.join(short_hash(&state)));
+            let _ = fs::remove_dir_all(&state);
         }
     }
 }
@@ -144,12 +190,30 @@ mod tests {
     #[test]
     fn without_one_everything_goes() {
         let root = tempfile::tempdir().expect("a directory");
-        let first = Dirs::open_below(None, root.path()).expect("opened");
-        let second = Dirs::open_below(None, root.path()).expect("opened");
+        let open = || Dirs::open_in(None, &root.path().join("run"), root.path()).expect("opened");
+        let (first, second) = (open(), open());
         assert_ne!(first.run(), second.run());
         for dirs in [first, second] {
             dirs.close();
             assert!(!dirs.state().exists() && !dirs.run().exists());
         }
+    }
+
+    #[test]
+    fn what_a_killed_agent_left_goes_with_the_next_one_unless_something_may_run() {
+        let root = tempfile::tempdir().expect("a directory");
+        let open = || Dirs::open_in(None, &root.path().join("run"), root.path()).expect("opened");
+        let (killed, running, alive) = (open(), open(), open());
+        fs::create_dir(running.allocs().join("a")).expect("created");
+        let paths = [killed.state().to_owned(), killed.run().to_owned()];
+        let kept = [
+            running.state().to_owned(),
+            running.run().to_owned(),
+            alive.state().to_owned(),
+        ];
+        drop((killed, running));
+        let _next = open();
+        assert!(paths.iter().all(|path| !path.exists()));
+        assert!(kept.iter().all(|path| path.exists()));
     }
 }

@@ -7,9 +7,15 @@ use std::{
     fs::{self, TryLockError},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use super::{NetworkError, subnet::Subnet};
+
+/// How long a bridge of before is waited for.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A bridge's name and subnet, held until this is dropped.
 #[derive(Debug)]
@@ -52,6 +58,22 @@ pub(super) fn claim(
         .and_then(|()| writeln!(file, "{subnet}"))
         .map_err(failed("write", &path))?;
     Ok(Some(Claim { _file: file }))
+}
+
+/// Claims a bridge of before again. The process that had it may still be ending.
+pub(super) fn claim_again(
+    directory: &Path,
+    bridge: &str,
+    subnet: Subnet,
+) -> Result<Option<Claim>, NetworkError> {
+    for _ in 0..ATTEMPTS {
+        let claimed = claim(directory, bridge, subnet)?;
+        if claimed.is_some() {
+            return Ok(claimed);
+        }
+        thread::sleep(PAUSE);
+    }
+    claim(directory, bridge, subnet)
 }
 
 /// The subnets that running agents have.

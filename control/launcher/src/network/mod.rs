@@ -217,7 +217,7 @@ impl Network {
         let boot = ipam::boot()?;
         let (book, claim) = match file.load(&boot)? {
             Some(book) if is_wanted(&book, config) => {
-                let claim = claim::claim(&config.claims_dir, &book.bridge, book.subnet)?
+                let claim = claim::claim_again(&config.claims_dir, &book.bridge, book.subnet)?
                     .ok_or_else(|| NetworkError::BridgeTaken(book.bridge.clone()))?;
                 (book, claim)
             }
