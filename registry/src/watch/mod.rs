@@ -121,6 +121,7 @@ impl Watches {
             key,
             cell,
             seen,
+            counted: true,
         }
     }
 
@@ -143,7 +144,7 @@ impl Watches {
         }
     }
 
-    /// How many watchers there are.
+    /// How many watchers there are, without the [standing](Watcher::standing) ones.
     pub fn watchers(&self) -> usize {
         self.watchers.load(Ordering::Relaxed)
     }
@@ -177,8 +178,9 @@ impl Watches {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
-    fn release(&self, key: &WatchKey) {
-        self.watchers.fetch_sub(1, Ordering::Relaxed);
+    fn release(&self, key: &WatchKey, counted: bool) {
+        self.watchers
+            .fetch_sub(usize::from(counted), Ordering::Relaxed);
         {
             let mut shard = lock(self.shard(key));
             // The map's own reference, and that of the watcher that is going.
@@ -214,9 +216,22 @@ pub struct Watcher {
     key: WatchKey,
     cell: Arc<Cell>,
     seen: u64,
+    /// Somebody's, not the agent's own.
+    counted: bool,
 }
 
 impl Watcher {
+    /// The watch of a part of the agent itself, there as long as it runs: it does not count, so that
+    /// [`Watches::watchers`] tells how many clients wait.
+    #[must_use]
+    pub fn standing(mut self) -> Watcher {
+        let before = std::mem::replace(&mut self.counted, false);
+        self.watches
+            .watchers
+            .fetch_sub(usize::from(before), Ordering::Relaxed);
+        self
+    }
+
     /// Completes when the key changed since the watch began, or since the last completion. Several
     /// changes in between are one. Cancel safe.
     pub async fn changed(&mut self) {
@@ -241,7 +256,7 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.watches.release(&self.key);
+        self.watches.release(&self.key, self.counted);
     }
 }
 
@@ -315,7 +330,9 @@ mod tests {
                 .sum::<usize>()
         };
         assert_eq!((cells(), watches.watchers()), (1, 1));
-        drop(second);
+        let own = watches.watch(WatchKey::Jobs).standing();
+        assert_eq!((cells(), watches.watchers()), (2, 1));
+        drop((own, second));
         assert_eq!((cells(), watches.watchers()), (0, 0));
         assert!(lock(&watches.prefix_lengths).is_empty());
     }

@@ -60,7 +60,7 @@ impl<'a> Leading<'a> {
         let registry = cluster.registry();
         // Watched first, loaded after: nothing is missed.
         let tables = [WatchKey::Jobs, WatchKey::Allocs, WatchKey::PlatformNodes]
-            .map(|key| registry.watch(key));
+            .map(|key| registry.watch(key).standing());
         let view = registry.view();
         Leading {
             cluster,
@@ -161,7 +161,7 @@ impl<'a> Leading<'a> {
             let registry = self.cluster.registry();
             let watchers = services
                 .into_iter()
-                .map(|service| registry.watch(WatchKey::service(service)));
+                .map(|service| registry.watch(WatchKey::service(service)).standing());
             self.health.insert(name.clone(), watchers.collect());
             // What changed between the view that was asked and these watchers is looked at once more.
             if registry.view().applied() != self.view.applied() {
