@@ -206,6 +206,7 @@ impl Agent {
             cluster: cluster.clone(),
             local: local.clone(),
             images,
+            allocs: platform.as_ref().map(|platform| platform.dirs.allocs()),
             agent: Arc::new(AgentContext {
                 config: ArcSwap::from_pointee(config),
                 logs: logs.clone(),
@@ -275,8 +276,22 @@ impl Agent {
         let watches = http.agent.config.load_full();
         agent.watches.replace(&watches.reloadable.watches);
 
+        let node_stop = CancellationToken::new();
+        let node_loop = platform.as_ref().map(|platform| {
+            let config = http.agent.config.load();
+            let node_loop = platform.node_loop(&config, &http.node.id, cluster.clone());
+            tokio::spawn(node_loop.run(node_stop.clone()))
+        });
+
         let reason = agent.until_told_to_end(&mut signals, &mut requests).await;
         tracing::info!(reason, "the agent is shutting down");
+        // First, while everything serves: what this agent takes along leaves the catalog, and its proxies, as planned.
+        node_stop.cancel();
+        if let Some(node_loop) = node_loop
+            && let Err(error) = node_loop.await
+        {
+            tracing::error!(%error, "the allocations of this node were left as they are");
+        }
         shutdown.cancel();
         let served = async {
             http_server.stopped().await;

@@ -17,7 +17,7 @@ use wharf_registry::{
 };
 
 use super::{
-    HttpContext,
+    HttpContext, alloc_logs,
     blocking::{self, Answer, ReadOptions, check_datacenter},
     error::HttpError,
     filter::RowFilter,
@@ -166,6 +166,10 @@ pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Respo
     let options = ReadOptions::parse(context, &request)?;
     let id = request.name("Must provide the id of an allocation")?;
     context.cluster.barrier(options.consistency).await?;
+    if let Some(id) = id.strip_suffix("/logs") {
+        let id = resolve(&context.cluster.registry().view(), id)?;
+        return alloc_logs::logs(context, &request, &id);
+    }
     let id = match resolve(&context.cluster.registry().view(), id) {
         Ok(id) => id,
         // A whole id that is not there (any more) can be waited for.

@@ -9,6 +9,7 @@
 mod agent;
 mod agent_checks;
 mod agent_services;
+mod alloc_logs;
 mod allocations;
 mod blocking;
 mod catalog;
@@ -32,7 +33,7 @@ mod server;
 mod shapes;
 mod status;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue};
@@ -56,6 +57,8 @@ pub struct HttpContext {
     pub cluster: Arc<dyn Cluster>,
     pub local: LocalState,
     pub images: Images,
+    /// The directories of this node's allocations, if it runs any.
+    pub allocs: Option<PathBuf>,
     pub agent: Arc<AgentContext>,
     pub authorizer: Arc<dyn Authorizer>,
     pub node: Arc<NodeInfo>,

@@ -6,6 +6,7 @@
 mod dirs;
 pub mod health;
 pub mod images;
+mod node;
 pub mod scheduling;
 pub mod services;
 mod summary;
@@ -22,6 +23,7 @@ use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use wharf_launcher::network::{Network, NetworkConfig, NetworkError};
 use wharf_registry::model::platform::UnixNanos;
 
+pub(crate) use self::node::NodeLoop;
 pub use self::{
     dirs::{Dirs, DirsError},
     summary::{GroupSummary, JobStatus, JobSummary},
@@ -100,6 +102,34 @@ impl Platform {
         };
         let grpc = Some(grpc);
         Ok((platform, PlatformSockets { grpc, dns }))
+    }
+}
+
+impl Platform {
+    /// The task that keeps this node as the state wants it.
+    pub(crate) fn node_loop(
+        &self,
+        config: &RuntimeConfig,
+        node_id: &str,
+        cluster: Arc<dyn Cluster>,
+    ) -> NodeLoop {
+        let network = self.network.as_ref();
+        NodeLoop::new(
+            cluster,
+            node::Parts {
+                id: node_id.to_owned(),
+                name: config.node_name.clone(),
+                address: config.advertise_addr,
+                state: self.dirs.state().to_owned(),
+                allocs: self.dirs.allocs(),
+                run: self.dirs.run().to_owned(),
+                network: network.cloned().map_err(ToString::to_string),
+                images: self.images.clone(),
+                services: self.services.clone(),
+                domain: config.domain.clone(),
+                temporary: config.data_dir.is_none(),
+            },
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! `alloc`: what runs where, and what became of it.
 
 use clap::{ArgMatches, Command};
+use http_body_util::BodyExt as _;
 use wharf_registry::model::platform::Alloc;
 
 use super::{
@@ -8,8 +9,8 @@ use super::{
     job::{AllocStub, alloc_table, short, story::story},
 };
 use crate::{
-    failure::Failure,
-    flags::{Given, argument},
+    failure::{Failure, chain},
+    flags::{Given, argument, switch, value},
     http::{Request, segment},
     moment::utc,
     output::{Format, columns, pairs},
@@ -22,9 +23,10 @@ pub(super) fn command() -> Command {
         .group_help(
             "  $ wharf alloc status             all of them
   $ wharf alloc status 3f2a91c0    one, with its story
+  $ wharf alloc logs -f 3f2a91c0   what it writes
   $ wharf alloc stop 3f2a91c0      it is replaced",
         )
-        .subcommands([status_command(), stop_command()])
+        .subcommands([status_command(), logs_command(), stop_command()])
 }
 
 pub(super) async fn run(
@@ -34,6 +36,7 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     match verb {
         "status" => status(matches, shell).await,
+        "logs" => logs(matches, shell).await,
         _ => stop(matches, shell).await,
     }
 }
@@ -61,6 +64,63 @@ async fn status(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failu
     }
     let alloc: Alloc = answer.json().map_err(|error| error.while_(&failing))?;
     shell.text(&described(&alloc))
+}
+
+fn logs_command() -> Command {
+    client_command("logs", "Print what a task of an allocation wrote")
+        .arg(argument("ID").required(true))
+        .args([
+            switch("f", "Go on as it writes, until the allocation has ended"),
+            switch(
+                "stderr",
+                "Its standard error instead of its standard output",
+            ),
+            value("task", "name", "Which task, if there is more than one"),
+            value("tail", "bytes", "Begin about so many bytes before the end"),
+        ])
+        .after_help(
+            "  $ wharf alloc logs 3f2a91c0\n  $ wharf alloc logs -f -stderr -task=web 3f2a91c0",
+        )
+}
+
+async fn logs(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
+    let id = matches.text("ID").unwrap_or_default();
+    let stream = if matches.on("stderr") {
+        "stderr"
+    } else {
+        "stdout"
+    };
+    let mut request = Request::get(format!("/v1/allocation/{}/logs", segment(id)))
+        .param("type", stream)
+        .maybe("task", matches.text("task"))
+        .maybe("tail", matches.text("tail"));
+    if matches.on("f") {
+        request = request.mark("follow");
+    }
+    let mut client = shell.client(matches)?;
+    let body = client.stream(request).await;
+    let mut body = body.map_err(|error| error.while_(format!("Error reading output of {id}")))?;
+    // One for the whole loop: an interrupt between two frames is not missed.
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
+    loop {
+        let frame = tokio::select! {
+            frame = body.frame() => frame,
+            _ = &mut interrupted => return Ok(()),
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                if let Ok(text) = frame.into_data() {
+                    shell.out.write_all(&text)?;
+                    shell.out.flush()?;
+                }
+            }
+            Some(Err(error)) => {
+                return Err(Failure::new("the output broke off").because(chain(&error)));
+            }
+            None => return Ok(()),
+        }
+    }
 }
 
 async fn all(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {

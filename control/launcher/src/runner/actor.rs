@@ -489,7 +489,7 @@ impl Actor {
         state.started_at = nanos(at);
         state.finished_at = 0;
         self.event(name, "Started", "the task was started");
-        if again {
+        if again && !self.group.services.is_empty() {
             self.node.services.task_up(&self.alloc.id, name);
         }
         self.publish_if_up().await;
@@ -555,7 +555,9 @@ impl Actor {
             return None;
         }
         // Known here, before any check could notice.
-        self.node.services.task_down(&self.alloc.id, name, &how);
+        if !group.services.is_empty() {
+            self.node.services.task_down(&self.alloc.id, name, &how);
+        }
         let history = self.record.restarts.entry(name.clone()).or_default();
         match history.decide(policy, now_millis()) {
             Decision::After(wait) => {
