@@ -96,7 +96,8 @@ impl NodeLoop {
         let mut watcher = self
             .cluster
             .registry()
-            .watch(WatchKey::NodeAllocs(self.facts.id.clone()));
+            .watch(WatchKey::NodeAllocs(self.facts.id.clone()))
+            .standing();
         self.register().await;
         loop {
             let ended = self.ended.clone();
