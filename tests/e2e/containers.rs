@@ -330,6 +330,7 @@ fn output_is_kept_within_bounds() {
         assert!(sizes.iter().all(|size| *size <= 4096), "{sizes:?}");
         let kept = world.log("task", "stdout");
         assert!(kept.ends_with("line-2999-0123456789\n"), "{kept:?}");
+        assert!(kept.starts_with("line-"), "lines are whole");
         assert_eq!(world.log("task", "stderr"), "err\n");
         world.end().await;
     });

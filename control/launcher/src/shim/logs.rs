@@ -22,6 +22,8 @@ pub(crate) struct RotatedLog {
     stream: String,
     index: u64,
     size: u64,
+    /// Where in the file the line begins that is not ended yet: `size` when there is none.
+    line_start: u64,
     file: Option<File>,
     retry: Option<Instant>,
     lost: u64,
@@ -37,6 +39,7 @@ impl RotatedLog {
             stream: stream.to_owned(),
             index,
             size: 0,
+            line_start: 0,
             file: None,
             retry: None,
             lost: 0,
@@ -78,42 +81,60 @@ impl RotatedLog {
         ))
     }
 
+    /// Writes a part of `bytes`, or makes room for it and writes nothing.
     fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let limit = self.settings.max_file_bytes.max(1);
         if self.file.is_none() {
             fs::create_dir_all(&self.settings.dir)?;
             let file = append(&self.path(self.index))?;
             self.size = file.metadata()?.len();
+            self.line_start = self.size;
             self.file = Some(file);
         }
-        if self.size >= limit {
-            self.rotate()?;
-        }
-        let room = usize::try_from(limit - self.size).unwrap_or(usize::MAX);
+        let room = usize::try_from(limit.saturating_sub(self.size)).unwrap_or(usize::MAX);
         let mut part = &bytes[..bytes.len().min(room)];
-        // A line stays whole when it can.
-        if part.len() < bytes.len()
-            && let Some(end) = part.iter().rposition(|byte| *byte == b'\n')
-        {
-            part = &part[..=end];
+        if part.len() < bytes.len() {
+            // A line stays whole when it can: only one that is longer than a file is cut.
+            match part.iter().rposition(|byte| *byte == b'\n') {
+                Some(end) => part = &part[..=end],
+                None if self.line_start > 0 || part.is_empty() => {
+                    self.rotate()?;
+                    return Ok(0);
+                }
+                None => {}
+            }
         }
         let file = self.file.as_mut().ok_or(io::ErrorKind::NotFound)?;
         let count = file.write(part)?;
         if count == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        self.size += count as u64;
-        if part.len() < bytes.len() && count == part.len() {
-            // What follows begins the next file, also where the cut was at a line's end short of the limit.
-            self.size = self.size.max(limit);
+        if let Some(end) = part[..count].iter().rposition(|byte| *byte == b'\n') {
+            self.line_start = self.size + end as u64 + 1;
         }
+        self.size += count as u64;
         Ok(count)
     }
 
+    /// Begins the next file, with what there is of an unfinished line.
     fn rotate(&mut self) -> io::Result<()> {
-        let file = append(&self.path(self.index + 1))?;
+        let head = if (1..self.size).contains(&self.line_start) {
+            // A full disk does not take it: then the line is cut, and old files make room.
+            self.move_head().ok()
+        } else {
+            None
+        };
+        self.size = if head.is_some() {
+            self.size - self.line_start
+        } else {
+            0
+        };
+        let file = match head {
+            Some(file) => file,
+            None => append(&self.path(self.index + 1))?,
+        };
+        self.line_start = 0;
         self.index += 1;
-        self.size = 0;
         self.file = Some(file);
         let keep = u64::from(self.settings.max_files.max(1));
         for old in indexes(&self.settings.dir, &self.stream) {
@@ -122,6 +143,31 @@ impl RotatedLog {
             }
         }
         Ok(())
+    }
+
+    /// Moves the unfinished line into the next file. That one appears when the line is gone from
+    /// this one: a reader who has seen the head knows by how far it is beyond the end.
+    fn move_head(&self) -> io::Result<File> {
+        let current = self.path(self.index);
+        let next = self.settings.dir.join(format!("{}.next", self.stream));
+        let moved = (|| {
+            match fs::remove_file(&next) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut from = File::open(&current)?;
+            from.seek(SeekFrom::Start(self.line_start))?;
+            let mut file = append(&next)?;
+            io::copy(&mut from, &mut file)?;
+            let writable = OpenOptions::new().write(true).open(&current)?;
+            writable.set_len(self.line_start)?;
+            fs::rename(&next, self.path(self.index + 1))?;
+            Ok(file)
+        })();
+        if moved.is_err() {
+            let _ = fs::remove_file(&next);
+        }
+        moved
     }
 
     fn path(&self, index: u64) -> PathBuf {
@@ -209,7 +255,14 @@ impl LogReader {
                     return Ok(count);
                 }
                 let Some(next) = next else { return Ok(0) };
+                // What was read beyond the end is the head of a line that begins the next file.
+                let seen = file
+                    .stream_position()?
+                    .saturating_sub(file.metadata()?.len());
                 self.at = self.open(next)?.map(|file| (next, file));
+                if let Some((_, file)) = &mut self.at {
+                    file.seek(SeekFrom::Start(seen))?;
+                }
                 continue;
             }
             let Some(first) = indexes(&self.dir, &self.stream).first().copied() else {
@@ -256,6 +309,27 @@ mod tests {
         log.write(b"0123456789abc\n");
         assert_eq!(read(dir.path(), "stdout.3"), "0123456789");
         assert_eq!(read(dir.path(), "stdout.4"), "abc\n");
+        assert!(log.take_lost().is_none());
+    }
+
+    #[test]
+    fn a_line_that_comes_in_pieces_stays_whole_and_is_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = RotatedLog::open(&settings(dir.path(), 3, 10), "stdout");
+        let mut reader = LogReader::new(dir.path(), "stdout");
+        log.write(b"one\ntw");
+        assert_eq!(rest(&mut reader), "one\ntw");
+        log.write(b"o+two\nthr");
+        assert_eq!(read(dir.path(), "stdout.0"), "one\n");
+        assert_eq!(read(dir.path(), "stdout.1"), "two+two\n");
+        assert_eq!(read(dir.path(), "stdout.2"), "thr");
+        assert_eq!(rest(&mut reader), "o+two\nthr");
+        // It fills the file: cut where nothing else can be done.
+        log.write(b"ee-and-more\n");
+        assert_eq!(indexes(dir.path(), "stdout"), [1, 2, 3]);
+        assert_eq!(read(dir.path(), "stdout.2"), "three-and-");
+        assert_eq!(read(dir.path(), "stdout.3"), "more\n");
+        assert_eq!(rest(&mut reader), "ee-and-more\n");
         assert!(log.take_lost().is_none());
     }
 
