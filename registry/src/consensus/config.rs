@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::machine::SnapshotPolicy;
+use super::{Transport, machine::SnapshotPolicy};
 
 /// What a server needs to know to take part in the consensus.
 #[derive(Clone, Debug)]
@@ -12,13 +12,17 @@ pub struct ConsensusConfig {
     /// Where the log and the snapshots go; `None` keeps them in memory, for development.
     pub data_dir: Option<PathBuf>,
     pub node_name: String,
-    /// The server's identity. It must be new whenever the data directory is.
     pub node_uuid: Uuid,
+    /// The node's id was given by somebody and may have been used with other data before. A server's
+    /// id must be new whenever its data is, so it gets one of its own.
+    pub node_uuid_reused: bool,
     /// Where peers reach this server: `host:port`.
     pub server_address: String,
     /// Found a cluster of this one server if the data directory has none. A server without it waits
-    /// to be taken into one.
+    /// to be taken into one, or to be told to found one ([`super::Consensus::found`]).
     pub bootstrap: bool,
+    /// The way to other servers; without one this server is alone.
+    pub transport: Option<Arc<dyn Transport>>,
     pub timings: Timings,
     pub limits: Limits,
     pub snapshots: SnapshotPolicy,
@@ -30,8 +34,8 @@ pub struct ConsensusConfig {
 pub struct Timings {
     /// How often a leader says that it is there.
     pub heartbeat: Duration,
-    /// How long a follower waits without hearing it before it stands for election: a random time
-    /// between these two. The longer one is also the leader's lease.
+    /// How long a follower waits without hearing it before it stands for election: the longer of these
+    /// two, which is the leader's lease, and then a random time between them.
     pub election_min: Duration,
     pub election_max: Duration,
 }
@@ -50,8 +54,10 @@ impl ConsensusConfig {
             data_dir: None,
             node_name: node_name.to_owned(),
             node_uuid,
+            node_uuid_reused: false,
             server_address: server_address.to_owned(),
             bootstrap: true,
+            transport: None,
             timings: Timings::single(),
             limits: Limits::default(),
             snapshots: SnapshotPolicy::default(),
@@ -61,13 +67,23 @@ impl ConsensusConfig {
 }
 
 impl Timings {
-    /// Servers in one region. The timeouts leave room for a slow fsync and a busy machine: an
-    /// election that was not needed costs more than one that comes a little later.
+    /// Servers in one region. A leader that is lost is replaced after three quarters of a second to a
+    /// second. A slow fsync does not delay a leader's heartbeats, and a follower that missed some of them
+    /// asks the others first whether they miss the leader too, so this leaves room for a busy machine.
     pub fn lan() -> Timings {
         Timings {
-            heartbeat: Duration::from_millis(150),
-            election_min: Duration::from_millis(1000),
-            election_max: Duration::from_millis(2000),
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(250),
+            election_max: Duration::from_millis(500),
+        }
+    }
+
+    /// The same, `factor` times as patient: for slow machines, and servers that are far apart.
+    pub fn stretched(self, factor: f64) -> Timings {
+        Timings {
+            heartbeat: self.heartbeat.mul_f64(factor),
+            election_min: self.election_min.mul_f64(factor),
+            election_max: self.election_max.mul_f64(factor),
         }
     }
 

@@ -2,14 +2,19 @@
 //!
 //! ```text
 //! <data_dir>/raft/LOCK        held while a process uses the directory
-//!                 VERSION     format of the directory, and whose it is
+//!                 VERSION     format of the directory, whose it is, and the server's id in the cluster
+//!                 CLUSTER     the cluster that the server belongs to (see [`super::identity`])
 //!                 log/        the write-ahead log
 //!                 snapshots/  the newest snapshots
 //! ```
 //!
 //! Two processes on one log destroy it, so the lock is taken before anything is looked at. The
-//! server's id is kept with the data: data that belongs to another server must not be taken for our
+//! node's id is kept with the data: data that belongs to another node must not be taken for our
 //! own, for its votes and acknowledgements were given under another name.
+//!
+//! The server's id is that of its node where the node made it up together with the directory. A node whose
+//! id was configured may have lost an earlier directory, and what it acknowledged with it; it gets a new
+//! server id with every new directory.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -19,6 +24,8 @@ use std::{
 };
 
 use uuid::Uuid;
+
+use crate::log::ServerId;
 
 /// The format that this binary writes.
 const VERSION: u32 = 1;
@@ -54,20 +61,35 @@ pub enum DataDirError {
 #[derive(Debug)]
 pub(super) struct DataDir {
     root: PathBuf,
+    server: ServerId,
     _lock: File,
 }
 
 impl DataDir {
-    /// Creates what is missing, takes the lock, and checks whose the data is.
-    pub(super) fn open(data_dir: &Path, server: Uuid) -> Result<DataDir, DataDirError> {
+    /// Creates what is missing, takes the lock, and checks whose the data is. `reused`: the node's id
+    /// was not made up for this directory.
+    pub(super) fn open(data_dir: &Path, node: Uuid, reused: bool) -> Result<DataDir, DataDirError> {
         let root = data_dir.join("raft");
         make_dir(&root)?;
         let lock = lock(&root.join("LOCK"))?;
-        check_version(&root, server)?;
-        let dir = DataDir { root, _lock: lock };
+        let server = check_version(&root, node, reused)?;
+        let dir = DataDir {
+            root,
+            server,
+            _lock: lock,
+        };
         make_dir(&dir.log())?;
         make_dir(&dir.snapshots())?;
         Ok(dir)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The id under which the server with this data votes and acknowledges.
+    pub(super) fn server(&self) -> ServerId {
+        self.server
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -104,12 +126,15 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
     }
 }
 
-fn check_version(root: &Path, server: Uuid) -> Result<(), DataDirError> {
+/// The server's id, if the directory is this node's.
+fn check_version(root: &Path, node: Uuid, reused: bool) -> Result<ServerId, DataDirError> {
     let path = root.join("VERSION");
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return write_version(root, server).map_err(failed(&path));
+            let server = if reused { Uuid::new_v4() } else { node };
+            write_version(root, node, server).map_err(failed(&path))?;
+            return Ok(ServerId(server));
         }
         Err(error) => return Err(failed(&path)(error)),
     };
@@ -126,18 +151,22 @@ fn check_version(root: &Path, server: Uuid) -> Result<(), DataDirError> {
     }
     let found = lines.next().and_then(|line| line.parse().ok());
     let found: Uuid = found.ok_or_else(malformed)?;
-    if found != server {
+    if found != node {
         return Err(DataDirError::OtherServer {
             path: root.to_owned(),
             found,
-            expected: server,
+            expected: node,
         });
     }
-    Ok(())
+    match lines.next() {
+        // As the first version of wharf wrote it.
+        None => Ok(ServerId(node)),
+        Some(line) => line.parse().map(ServerId).map_err(|_| malformed()),
+    }
 }
 
 /// Whole or not at all: a crash leaves either no version file or a good one.
-fn write_version(root: &Path, server: Uuid) -> io::Result<()> {
+fn write_version(root: &Path, node: Uuid, server: Uuid) -> io::Result<()> {
     let temporary = root.join("VERSION.tmp");
     let mut file = OpenOptions::new()
         .write(true)
@@ -145,7 +174,7 @@ fn write_version(root: &Path, server: Uuid) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&temporary)?;
-    write!(file, "{VERSION}\n{server}\n")?;
+    write!(file, "{VERSION}\n{node}\n{server}\n")?;
     file.sync_all()?;
     fs::rename(&temporary, root.join("VERSION"))?;
     File::open(root)?.sync_all()
@@ -161,7 +190,7 @@ mod tests {
     use super::*;
 
     fn open(dir: &tempfile::TempDir, server: u128) -> Result<DataDir, DataDirError> {
-        DataDir::open(dir.path(), Uuid::from_u128(server))
+        DataDir::open(dir.path(), Uuid::from_u128(server), false)
     }
 
     #[test]
@@ -179,6 +208,23 @@ mod tests {
         drop(open(&dir, 1).unwrap());
         let error = open(&dir, 2).unwrap_err();
         assert!(matches!(error, DataDirError::OtherServer { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_reused_node_id_is_no_server_id() {
+        let node = Uuid::from_u128(1);
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(open(&dir, 1).unwrap().server(), ServerId(node));
+        let other = tempfile::tempdir().unwrap();
+        let reused = |dir: &Path| DataDir::open(dir, node, true).unwrap().server();
+        let first = reused(other.path());
+        assert_ne!(first, ServerId(node));
+        assert_eq!(reused(other.path()), first);
+        // What it had before it was configured stays.
+        assert_eq!(reused(dir.path()), ServerId(node));
+        // As the first version wrote it.
+        fs::write(dir.path().join("raft/VERSION"), format!("1\n{node}\n")).unwrap();
+        assert_eq!(reused(dir.path()), ServerId(node));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot as RaftSnapshot,
     storage::{EntryResponder, RaftStateMachine},
 };
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::raft::{
     self, LeaderId, Proposal, RaftLogId, SnapshotMeta as RaftSnapshotMeta, StoredMembership,
@@ -40,6 +40,8 @@ pub(super) struct Machine {
     applied: Option<RaftLogId>,
     membership: StoredMembership,
     snapshots: Arc<Snapshots>,
+    /// Tells how far the published view is.
+    published: watch::Sender<u64>,
 }
 
 /// The snapshots and what decides when to take the next one.
@@ -48,6 +50,8 @@ pub(super) struct Snapshots {
     pub(super) store: SnapshotStore,
     /// One permit: held by whoever writes a snapshot.
     pub(super) writing: Arc<Semaphore>,
+    /// One permit: held while a snapshot of a peer arrives.
+    pub(super) receiving: Arc<Semaphore>,
     pub(super) policy: SnapshotPolicy,
     entries: AtomicU64,
     bytes: AtomicU64,
@@ -78,6 +82,7 @@ impl Snapshots {
         Arc::new(Snapshots {
             store,
             writing: Arc::new(Semaphore::new(1)),
+            receiving: Arc::new(Semaphore::new(1)),
             policy,
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -101,13 +106,20 @@ impl Snapshots {
 }
 
 impl Machine {
-    pub(super) fn new(replica: Replica, snapshots: Arc<Snapshots>) -> Machine {
-        Machine {
+    /// The machine, and the index up to which it has applied and published the log.
+    pub(super) fn new(
+        replica: Replica,
+        snapshots: Arc<Snapshots>,
+    ) -> (Machine, watch::Receiver<u64>) {
+        let (published, receiver) = watch::channel(0);
+        let machine = Machine {
             replica: Some(replica),
             applied: None,
             membership: StoredMembership::default(),
             snapshots,
-        }
+            published,
+        };
+        (machine, receiver)
     }
 
     fn replica(&mut self) -> io::Result<&mut Replica> {
@@ -145,6 +157,9 @@ impl Machine {
         self.applied = applied;
         if let Some(membership) = membership {
             self.membership = membership;
+        }
+        if let Some(applied) = &self.applied {
+            self.published.send_replace(applied.index);
         }
         for (responder, outcome) in responders.into_iter().zip(outcomes) {
             if let Some(responder) = responder {
@@ -216,6 +231,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         restored.map_err(io::Error::other)?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
+        if let Some(applied) = &self.applied {
+            self.published.send_replace(applied.index);
+        }
         self.snapshots.taken();
         Ok(())
     }
@@ -270,7 +288,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     }
 }
 
-fn raft_snapshot(
+pub(super) fn raft_snapshot(
     snapshot: Snapshot,
 ) -> io::Result<RaftSnapshot<LeaderId, ServerId, Server, Snapshot>> {
     let meta = snapshot.meta();

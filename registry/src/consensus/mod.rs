@@ -7,7 +7,9 @@
 //!
 //! ```text
 //! propose -> admission -> raft core -> log (group commit) -> quorum -> Machine -> view, wake, answer
-//!                                                                        `-> snapshot when due
+//!                             |  ^                                      `-> snapshot when due
+//!                     network v  | receive
+//!                          Transport (the agent's gRPC, or a table in memory) <-> other servers
 //! ```
 //!
 //! A server that can no longer keep the promises stops the process ([`FatalHandler`]).
@@ -16,12 +18,16 @@ mod admission;
 mod config;
 mod data_dir;
 mod error;
+mod identity;
 mod machine;
+mod membership;
 mod network;
 mod raft;
+mod receive;
 mod stats;
 mod storage;
 mod supervisor;
+mod transport;
 
 use std::{
     sync::{
@@ -31,19 +37,21 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use openraft::{
     Config, Raft, ReadPolicy, SnapshotPolicy as RaftSnapshotPolicy,
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError},
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use uuid::Uuid;
 
 use self::{
     admission::{Admission, Refused},
     data_dir::DataDir,
+    identity::Identity,
     machine::{Machine, Snapshots},
-    network::Network,
+    network::{Addresses, Network},
     raft::{Proposal, Reply, TypeConfig},
     storage::Storage,
     supervisor::Supervisor,
@@ -58,7 +66,20 @@ use crate::{
 pub use config::{ConsensusConfig, FatalHandler, Limits, Timings};
 pub use data_dir::DataDirError;
 pub use error::{ProposeError, ReadError, StartError};
+pub use identity::Misdirected;
 pub use machine::SnapshotPolicy;
+pub use membership::{FoundError, Member, MembershipError};
+pub use receive::{IncomingBlocks, ReceiveError};
+pub use transport::{
+    Append, AppendReply, BoxFuture, BoxStream, ClusterId, Election, Envelope, HandOver, Lane,
+    Route, Transport, TransportError, VoteReply, VoteRequest,
+};
+
+/// The longest command: it has to fit into one message between servers.
+const MAX_COMMAND: usize = 16 << 20;
+/// How long a proposal may wait for a quorum before its outcome counts as unknown. Only where there are
+/// other servers to wait for.
+const OUTCOME_WITHIN: Duration = Duration::from_secs(30);
 
 /// One server's part in the consensus. Clones share it.
 #[derive(Clone, Debug)]
@@ -74,11 +95,22 @@ struct Inner {
     log: Arc<dyn LogStore>,
     snapshots: Arc<Snapshots>,
     admission: Arc<Admission>,
+    identity: Arc<Identity>,
+    /// Whether there may be other servers.
+    alone: bool,
     leader: watch::Receiver<Option<Leader>>,
+    /// The index of the last entry that is applied and published.
+    applied: watch::Receiver<u64>,
+    /// Changes of the membership take turns.
+    changing: Arc<tokio::sync::Mutex<()>>,
+    started: Instant,
+    /// When the leader was last heard, in milliseconds after `started`, plus one; 0: never.
+    heard: AtomicU64,
     /// The term in which this server, leading alone, was seen to have applied what precedes it.
     settled_term: AtomicU64,
     stopping: Arc<AtomicBool>,
-    supervisor: Mutex<Option<JoinHandle<()>>>,
+    /// The supervisor, and who looks after the members.
+    tasks: Mutex<Vec<JoinHandle<()>>>,
     data_dir: Mutex<Option<DataDir>>,
 }
 
@@ -121,7 +153,7 @@ impl Consensus {
         config: ConsensusConfig,
         raft_config: Arc<Config>,
     ) -> Result<Consensus, StartError> {
-        let id = ServerId(config.node_uuid);
+        let id = opened.id;
         let own = Server {
             name: config.node_name,
             address: config.server_address,
@@ -129,23 +161,32 @@ impl Consensus {
         let snapshots = Snapshots::new(opened.snapshots, config.snapshots);
         let replica = Replica::new();
         let registry = replica.registry();
-        let machine = Machine::new(replica, snapshots.clone());
+        let (machine, applied) = Machine::new(replica, snapshots.clone());
         let storage = Storage(opened.log.clone());
-        let raft = Raft::new(id, raft_config, Network::Alone, storage, machine)
+        let addresses = Addresses::default();
+        let alone = config.transport.is_none();
+        let network = Network {
+            transport: config.transport,
+            identity: opened.identity.clone(),
+            own: id,
+            addresses: addresses.clone(),
+        };
+        let raft = Raft::new(id, raft_config, network, storage, machine)
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
-        found_or_rejoin(&raft, id, &own, config.bootstrap).await?;
+        found_or_rejoin(&raft, id, &own, config.bootstrap, &opened.identity).await?;
 
         let stopping = Arc::new(AtomicBool::new(false));
         let (supervisor, leader) = Supervisor::new(
             raft.clone(),
-            id,
-            own,
             snapshots.clone(),
+            addresses,
             stopping.clone(),
             config.on_fatal,
         );
-        let supervisor = tokio::spawn(supervisor.run());
+        let changing = Arc::default();
+        let members = membership::look_after_members(raft.clone(), id, own, Arc::clone(&changing));
+        let tasks = vec![tokio::spawn(supervisor.run()), tokio::spawn(members)];
         let limits = config.limits;
         let inner = Inner {
             id,
@@ -154,10 +195,16 @@ impl Consensus {
             log: opened.log,
             snapshots,
             admission: Admission::new(limits.proposals_in_flight, limits.bytes_in_flight),
+            identity: opened.identity,
+            alone,
             leader,
+            applied,
+            changing,
+            started: Instant::now(),
+            heard: AtomicU64::new(0),
             settled_term: AtomicU64::new(0),
             stopping,
-            supervisor: Mutex::new(Some(supervisor)),
+            tasks: Mutex::new(tasks),
             data_dir: Mutex::new(opened.data_dir),
         };
         Ok(Consensus {
@@ -175,12 +222,25 @@ impl Consensus {
     ///
     /// To drop the future does not take the command back.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, ProposeError> {
+        self.propose_encoded(command.encode())
+            .await
+            .map(|(_, outcome)| outcome)
+    }
+
+    /// The same with a command that is encoded already; also tells at which index it was applied. The
+    /// caller has made sure that it can be decoded: what a replica cannot read stops it.
+    pub async fn propose_encoded(&self, bytes: Bytes) -> Result<(u64, Outcome), ProposeError> {
         let inner = &*self.inner;
         if inner.stopping.load(Ordering::Relaxed) {
             return Err(ProposeError::ShuttingDown);
         }
-        let bytes = command.encode();
         let size = bytes.len();
+        if size > MAX_COMMAND {
+            return Err(ProposeError::TooLarge {
+                size,
+                limit: MAX_COMMAND,
+            });
+        }
         let permit = inner
             .admission
             .admit(size)
@@ -196,8 +256,16 @@ impl Consensus {
         if sent.await.is_err() {
             return Err(ProposeError::ShuttingDown);
         }
-        match answer.await {
-            Ok(Ok(response)) => Ok(response.data),
+        let answer = if inner.alone {
+            answer.await
+        } else {
+            match tokio::time::timeout(OUTCOME_WITHIN, answer).await {
+                Ok(answer) => answer,
+                Err(_) => return Err(ProposeError::OutcomeUnknown),
+            }
+        };
+        match answer {
+            Ok(Ok(response)) => Ok((response.log_id.index, response.data)),
             Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(match inner.other_leader(forward) {
                     Some(leader) => ProposeError::NotLeader { leader },
@@ -254,28 +322,48 @@ impl Consensus {
                 inner.settled_term.fetch_max(term, Ordering::Relaxed);
                 Ok(())
             }
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(match inner.other_leader(forward) {
-                    Some(leader) => ReadError::NotLeader { leader },
-                    None => ReadError::NoLeader,
-                })
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
-                Err(ReadError::NoQuorum)
-            }
-            Err(RaftError::Fatal(_)) => Err(ReadError::ShuttingDown),
+            Err(error) => Err(inner.read_error(error)),
+        }
+    }
+
+    /// On the leader: the index up to which any server has to have applied the log for a read of this
+    /// consistency. See [`Consensus::wait_applied`].
+    pub async fn read_index(&self, consistency: Consistency) -> Result<u64, ReadError> {
+        let inner = &*self.inner;
+        let policy = match consistency {
+            Consistency::Stale => return Ok(0),
+            Consistency::Default => ReadPolicy::LeaseRead,
+            Consistency::Consistent => ReadPolicy::ReadIndex,
+        };
+        match inner.raft.get_read_linearizer(policy).await {
+            Ok(read) => Ok(read.read_log_id().index()),
+            Err(error) => Err(inner.read_error(error)),
+        }
+    }
+
+    /// Waits until this server has applied the entry at `index`: its view has it when this returns.
+    pub async fn wait_applied(&self, index: u64) -> Result<(), ReadError> {
+        let mut applied = self.inner.applied.clone();
+        match applied.wait_for(|applied| *applied >= index).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ReadError::ShuttingDown),
         }
     }
 
     /// How long ago this server heard from the leader; zero on the leader itself, `None` if there is
-    /// none.
+    /// none or it was never heard.
     pub fn last_contact(&self) -> Option<Duration> {
-        self.is_leader().then_some(Duration::ZERO)
+        if self.is_leader() {
+            return Some(Duration::ZERO);
+        }
+        let heard = self.inner.heard.load(Ordering::Relaxed).checked_sub(1)?;
+        let heard = self.inner.started + Duration::from_millis(heard);
+        Some(Instant::now().saturating_duration_since(heard))
     }
 
     /// The figures of `consul info`, section `raft`.
     pub fn stats(&self) -> Vec<(String, String)> {
-        stats::collect(&self.inner)
+        stats::collect(&self.inner, self.last_contact())
     }
 
     /// Stops taking part, makes the log durable and lets go of the data directory. Proposals that
@@ -287,11 +375,10 @@ impl Consensus {
         if let Err(error) = inner.raft.shutdown().await {
             tracing::warn!(%error, "the consensus did not stop cleanly");
         }
-        let supervisor = take(&inner.supervisor);
-        if let Some(supervisor) = supervisor {
-            supervisor.abort();
+        for task in inner.take_tasks() {
+            task.abort();
             // Aborted or already done: either way it is gone.
-            let _ = supervisor.await;
+            let _ = task.await;
         }
         // A snapshot being written gives up soon; none begins any more.
         let writing = inner.snapshots.writing.acquire().await.is_ok();
@@ -320,6 +407,32 @@ impl Inner {
             && metrics.membership_config.voter_ids().eq([self.id])
     }
 
+    fn heard_of_leader(&self) {
+        let after = self.started.elapsed().as_millis();
+        let after = u64::try_from(after).unwrap_or(u64::MAX - 1);
+        self.heard.store(after + 1, Ordering::Relaxed);
+    }
+
+    fn read_error(
+        &self,
+        error: RaftError<TypeConfig, LinearizableReadError<TypeConfig>>,
+    ) -> ReadError {
+        match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+                match self.other_leader(forward) {
+                    Some(leader) => ReadError::NotLeader { leader },
+                    None => ReadError::NoLeader,
+                }
+            }
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => ReadError::NoQuorum,
+            RaftError::Fatal(_) => ReadError::ShuttingDown,
+        }
+    }
+
+    fn take_tasks(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Where to send what this server does not take. Not to itself: it refuses because it lost its
     /// quorum.
     fn other_leader(&self, forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
@@ -331,8 +444,8 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(supervisor) = take(&self.supervisor) {
-            supervisor.abort();
+        for task in self.take_tasks() {
+            task.abort();
         }
     }
 }
@@ -351,24 +464,41 @@ fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
 
 /// The stores of a server.
 struct Opened {
+    id: ServerId,
+    identity: Arc<Identity>,
     log: Arc<dyn LogStore>,
     snapshots: SnapshotStore,
     data_dir: Option<DataDir>,
 }
 
 impl Opened {
+    /// With everything else in memory.
+    fn in_memory(node_uuid: Uuid, log: Arc<dyn LogStore>) -> Opened {
+        let id = ServerId(node_uuid);
+        Opened {
+            id,
+            identity: Arc::new(Identity::in_memory(id)),
+            log,
+            snapshots: SnapshotStore::in_memory(),
+            data_dir: None,
+        }
+    }
+
     /// Blocks while the log is read.
     fn open(config: &ConsensusConfig) -> Result<Opened, StartError> {
         let Some(data_dir) = &config.data_dir else {
-            return Ok(Opened {
-                log: Arc::new(MemoryLog::new()),
-                snapshots: SnapshotStore::in_memory(),
-                data_dir: None,
-            });
+            return Ok(Opened::in_memory(
+                config.node_uuid,
+                Arc::new(MemoryLog::new()),
+            ));
         };
-        let data_dir = DataDir::open(data_dir, config.node_uuid)?;
+        let data_dir = DataDir::open(data_dir, config.node_uuid, config.node_uuid_reused)?;
         let log = DiskLog::open(DiskLogConfig::new(data_dir.log())).map_err(StartError::Log)?;
+        let id = data_dir.server();
+        let identity = Identity::open(id, data_dir.root(), log.state().last.is_some())?;
         Ok(Opened {
+            id,
+            identity: Arc::new(identity),
             log: Arc::new(log),
             snapshots: SnapshotStore::open(data_dir.snapshots())?,
             data_dir: Some(data_dir),
@@ -396,6 +526,8 @@ fn raft_config(config: &ConsensusConfig) -> Result<Config, StartError> {
         snapshot_policy: RaftSnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         replication_lag_threshold: config.snapshots.entries,
+        // The size of a message is bounded in bytes, where the log is read.
+        max_payload_entries: 2048,
         // Admission is ours, and comes before.
         api_channel_size: Some(config.limits.proposals_in_flight as u64 + 1024),
         // A server that was cut off must not depose a good leader when it comes back.
@@ -419,12 +551,16 @@ async fn found_or_rejoin(
     id: ServerId,
     own: &Server,
     bootstrap: bool,
+    identity: &Identity,
 ) -> Result<(), StartError> {
     let failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
     let fatal = |error: Fatal<TypeConfig>| failed(&error);
     let initialized = raft.is_initialized().await.map_err(fatal)?;
     if !initialized {
         if bootstrap {
+            // One that was taken into another cluster, and has nothing of it yet, founds none.
+            let name = ClusterId(id.0);
+            identity.adopt(name).map_err(|error| failed(&error))?;
             let members = std::collections::BTreeMap::from([(id, own.clone())]);
             raft.initialize(members)
                 .await

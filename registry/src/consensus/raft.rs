@@ -1,7 +1,7 @@
 //! openraft's types as we use them, and their translation from and to ours.
 //!
 //! Nothing outside `consensus` sees a type of openraft, and none is ever serialised: the log, the
-//! snapshot and (later) the wire have their own. A new version of openraft is a change to this
+//! snapshot and the wire have their own. A new version of openraft is a change to this
 //! room only.
 
 use std::{fmt, io};

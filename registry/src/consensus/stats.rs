@@ -1,10 +1,17 @@
 //! The figures of a server, by the names that `consul info` gives them.
 
+use std::time::Duration;
+
 use openraft::async_runtime::watch::WatchReceiver;
 
 use super::Inner;
 
-pub(super) fn collect(inner: &Inner) -> Vec<(String, String)> {
+pub(super) fn collect(inner: &Inner, last_contact: Option<Duration>) -> Vec<(String, String)> {
+    let last_contact = match last_contact {
+        None => "never".to_owned(),
+        Some(Duration::ZERO) => "0".to_owned(),
+        Some(ago) => format!("{}ms", ago.as_millis()),
+    };
     let metrics = {
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -22,11 +29,6 @@ pub(super) fn collect(inner: &Inner) -> Vec<(String, String)> {
         .collect();
     let snapshot = inner.snapshots.store.current();
     let snapshot = snapshot.as_ref().and_then(|snapshot| snapshot.meta().last);
-    let last_contact = if metrics.state.is_leader() {
-        "0"
-    } else {
-        "never"
-    };
     let pairs = [
         ("applied_index", applied.to_string()),
         ("bytes_in_flight", inner.admission.bytes().to_string()),
@@ -35,7 +37,7 @@ pub(super) fn collect(inner: &Inner) -> Vec<(String, String)> {
             "fsm_pending",
             commit.unwrap_or(0).saturating_sub(applied).to_string(),
         ),
-        ("last_contact", last_contact.to_owned()),
+        ("last_contact", last_contact),
         ("last_log_index", index(last_log.map(|id| id.index))),
         ("last_log_term", index(last_log.map(|id| id.term))),
         ("last_snapshot_index", index(snapshot.map(|id| id.index))),

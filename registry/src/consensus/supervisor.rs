@@ -6,21 +6,20 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use openraft::{ChangeMembers, Raft, async_runtime::watch::WatchReceiver, errors::Fatal};
+use openraft::{Raft, async_runtime::watch::WatchReceiver, errors::Fatal};
 use tokio::sync::watch;
 
 use super::{
     FatalHandler, Leader, leader,
     machine::{Machine, Snapshots},
+    network::Addresses,
     raft::TypeConfig,
 };
-use crate::log::{Server, ServerId};
 
 pub(super) struct Supervisor {
     raft: Raft<TypeConfig, Machine>,
-    id: ServerId,
-    own: Server,
     snapshots: Arc<Snapshots>,
+    addresses: Addresses,
     stopping: Arc<AtomicBool>,
     on_fatal: FatalHandler,
     leader: watch::Sender<Option<Leader>>,
@@ -29,18 +28,16 @@ pub(super) struct Supervisor {
 impl Supervisor {
     pub(super) fn new(
         raft: Raft<TypeConfig, Machine>,
-        id: ServerId,
-        own: Server,
         snapshots: Arc<Snapshots>,
+        addresses: Addresses,
         stopping: Arc<AtomicBool>,
         on_fatal: FatalHandler,
     ) -> (Supervisor, watch::Receiver<Option<Leader>>) {
         let (sender, receiver) = watch::channel(None);
         let supervisor = Supervisor {
             raft,
-            id,
-            own,
             snapshots,
+            addresses,
             stopping,
             on_fatal,
             leader: sender,
@@ -53,7 +50,7 @@ impl Supervisor {
         let mut snapshot = self.raft.watch_snapshot_progress();
         loop {
             self.publish_leader();
-            self.correct_address().await;
+            self.publish_addresses();
             tokio::select! {
                 changed = metrics.changed() => if changed.is_err() { break },
                 () = self.snapshots.due.notified() => {
@@ -106,23 +103,13 @@ impl Supervisor {
         });
     }
 
-    /// A server that leads alone and was given another name or address says so in the membership.
-    async fn correct_address(&self) {
-        let differs = {
-            let metrics = self.raft.server_metrics();
-            let metrics = metrics.borrow_watched();
-            let membership = &metrics.membership_config;
-            metrics.state.is_leader()
-                && membership.voter_ids().eq([self.id])
-                && membership.get_node(&self.id) != Some(&self.own)
-        };
-        if differs {
-            let own = std::collections::BTreeMap::from([(self.id, self.own.clone())]);
-            let change = ChangeMembers::SetNodes(own);
-            if let Err(error) = self.raft.change_membership(change, true).await {
-                tracing::warn!(%error, "the new address of this server is not in the membership");
-            }
-        }
+    /// Streams to servers that moved go to where they are now.
+    fn publish_addresses(&self) {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let servers = metrics.membership_config.nodes();
+        let addresses = servers.map(|(id, server)| (*id, server.address.clone()));
+        self.addresses.replace(addresses.collect());
     }
 
     /// Why the core ended.

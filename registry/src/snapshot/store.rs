@@ -192,6 +192,32 @@ impl SnapshotStore {
         Ok(())
     }
 
+    /// Reads a snapshot from elsewhere to its end and verifies it while it is written down. What is
+    /// returned is whole; it is not the current one before it is adopted. Blocks.
+    pub fn receive(&self, input: impl Read) -> Result<Snapshot, SnapshotError> {
+        let Some(directory) = &self.directory else {
+            let mut bytes = Vec::new();
+            let meta = verified_copy(input, &mut bytes)?;
+            let content = Content::Memory(bytes.into());
+            return Ok(Snapshot { meta, content });
+        };
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let path = directory.join(format!("received.{serial}.tmp"));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        // It has no name from now on, and is gone with the last who reads it.
+        fs::remove_file(&path)?;
+        let mut out = BufWriter::with_capacity(BUFFER, file);
+        let meta = verified_copy(input, &mut out)?;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let content = Content::File(Arc::new(file));
+        Ok(Snapshot { meta, content })
+    }
+
     /// Makes a write in progress give up soon.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -274,6 +300,28 @@ fn fill_file(
     let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     Ok(file)
+}
+
+/// Copies what is read, and says of what it is a snapshot once all of it has been found good.
+fn verified_copy(input: impl Read, out: impl Write) -> Result<SnapshotMeta, SnapshotError> {
+    let reader = SnapshotReader::new(Tee { input, out })?;
+    let meta = reader.meta().clone();
+    reader.verify()?;
+    Ok(meta)
+}
+
+/// Writes what it reads.
+struct Tee<R, W> {
+    input: R,
+    out: W,
+}
+
+impl<R: Read, W: Write> Read for Tee<R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.out.write_all(&buffer[..read])?;
+        Ok(read)
+    }
 }
 
 fn open_verified(path: &Path) -> Result<Snapshot, SnapshotError> {

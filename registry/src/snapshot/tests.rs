@@ -305,6 +305,30 @@ fn what_comes_from_elsewhere_is_kept_as_it_came() {
 }
 
 #[test]
+fn what_is_received_is_whole_or_refused_and_leaves_nothing_behind() {
+    let (bytes, summary) = written(&busy());
+    let dir = tempfile::tempdir().unwrap();
+    let stores = [
+        SnapshotStore::in_memory(),
+        SnapshotStore::open(dir.path().to_owned()).unwrap(),
+    ];
+    for store in stores {
+        let received = store.receive(&bytes[..]).unwrap();
+        assert!(store.current().is_none(), "not before it is adopted");
+        assert_eq!(names(dir.path()), Vec::<String>::new());
+        assert_eq!(received.reader().unwrap().verify().unwrap(), summary.hash);
+        assert!(store.receive(&bytes[..bytes.len() - 1]).is_err());
+        let mut damaged = bytes.clone();
+        let middle = bytes.len() / 2;
+        damaged[middle] ^= 1;
+        assert!(store.receive(&damaged[..]).is_err());
+        assert_eq!(names(dir.path()), Vec::<String>::new());
+        store.adopt(&received).unwrap();
+        assert_eq!(store.current().unwrap().meta(), received.meta());
+    }
+}
+
+#[test]
 fn a_store_that_stops_gives_up_writing_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = SnapshotStore::open(dir.path().to_owned()).unwrap();

@@ -84,11 +84,7 @@ impl LogStore for FaultyLog {
 }
 
 async fn led_on(log: Arc<FaultyLog>, config: ConsensusConfig) -> Consensus {
-    let opened = Opened {
-        log,
-        snapshots: SnapshotStore::in_memory(),
-        data_dir: None,
-    };
+    let opened = Opened::in_memory(config.node_uuid, log);
     let raft_config = Arc::new(raft_config(&config).unwrap());
     let consensus = Consensus::start_on(opened, config, raft_config)
         .await

@@ -1,3 +1,4 @@
+mod cluster;
 mod disk;
 mod faults;
 mod suite;

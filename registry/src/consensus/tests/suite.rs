@@ -19,7 +19,7 @@ struct InMemory;
 impl StoreBuilder<TypeConfig, Storage, Machine> for InMemory {
     async fn build(&self) -> Result<((), Storage, Machine), StorageError<TypeConfig>> {
         let snapshots = Snapshots::new(SnapshotStore::in_memory(), SnapshotPolicy::default());
-        let machine = Machine::new(Replica::new(), snapshots);
+        let (machine, _) = Machine::new(Replica::new(), snapshots);
         Ok(((), Storage(Arc::new(MemoryLog::new())), machine))
     }
 }
@@ -31,11 +31,11 @@ impl StoreBuilder<TypeConfig, Storage, Machine, tempfile::TempDir> for OnDisk {
         &self,
     ) -> Result<(tempfile::TempDir, Storage, Machine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let data_dir = DataDir::open(dir.path(), Uuid::from_u128(1)).unwrap();
+        let data_dir = DataDir::open(dir.path(), Uuid::from_u128(1), false).unwrap();
         let log = DiskLog::open(DiskLogConfig::new(data_dir.log())).unwrap();
         let store = SnapshotStore::open(data_dir.snapshots()).unwrap();
         let snapshots = Snapshots::new(store, SnapshotPolicy::default());
-        let machine = Machine::new(Replica::new(), snapshots);
+        let (machine, _) = Machine::new(Replica::new(), snapshots);
         Ok((dir, Storage(Arc::new(log)), machine))
     }
 }

@@ -1,0 +1,507 @@
+//! The receiving side: what other servers say, checked before the consensus acts on it.
+//!
+//! Whatever arrives may come from a broken or hostile program. The core of the consensus takes its peers
+//! at their word and panics where they contradict the protocol, so everything that can be judged from the
+//! message alone, or from what this server has committed, is judged here, and refused with the reason.
+
+use std::{
+    io::{self, Read},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::{StreamExt as _, future, stream};
+use openraft::{
+    async_runtime::watch::WatchReceiver as _,
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest,
+        VoteRequest as RaftVoteRequest,
+    },
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Append, AppendReply, BoxStream, Consensus, Election, Envelope, HandOver, Misdirected,
+    VoteReply, VoteRequest,
+    raft::{self, TypeConfig},
+};
+use crate::{
+    log::{Entry, LogId, Membership, Payload, ServerId, Vote},
+    snapshot::{Snapshot, SnapshotError},
+};
+
+/// No honest cluster comes this far: a term a microsecond is nine years.
+const MAX_TERM: u64 = 1 << 48;
+const MAX_INDEX: u64 = 1 << 56;
+/// Servers of a cluster, learners included.
+const MAX_SERVERS: usize = 256;
+/// A node name or `host:port`: DNS names have at most 255 bytes.
+const MAX_NAME: usize = 512;
+/// Entries of one message.
+const MAX_ENTRIES: usize = 16_384;
+
+/// Why a message of another server was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
+    #[error("malformed message: {0}")]
+    Malformed(&'static str),
+    #[error("another snapshot is being received")]
+    Busy,
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+type Checked<T> = Result<T, ReceiveError>;
+
+fn require(condition: bool, otherwise: &'static str) -> Checked<()> {
+    condition
+        .then_some(())
+        .ok_or(ReceiveError::Malformed(otherwise))
+}
+
+impl Consensus {
+    /// Whether a message with this envelope concerns this server. To be asked before anything else is
+    /// done with it. Blocks for a moment when the server takes the name of its first cluster.
+    pub fn check_envelope(&self, envelope: &Envelope) -> Result<(), Misdirected> {
+        self.inner.identity.check(envelope)
+    }
+
+    pub async fn receive_vote(&self, from: ServerId, request: VoteRequest) -> Checked<VoteReply> {
+        check_candidate(&request, from)?;
+        let raft = &self.inner.raft;
+        let rpc = RaftVoteRequest {
+            vote: raft::raft_vote(request.vote),
+            last_log_id: request.last.map(raft::raft_log_id),
+            leadership_transfer: request.election == Election::HandOver,
+        };
+        let reply = match request.election {
+            Election::Probe => raft.pre_vote(rpc).await,
+            Election::Campaign | Election::HandOver => raft.vote(rpc).await,
+        };
+        let reply = reply.map_err(|_| ReceiveError::ShuttingDown)?;
+        Ok(VoteReply {
+            vote: raft::vote(&reply.vote),
+            granted: reply.vote_granted,
+            last: reply.last_log_id.as_ref().map(raft::log_id),
+        })
+    }
+
+    pub async fn receive_heartbeat(&self, from: ServerId, request: Append) -> Checked<AppendReply> {
+        let reply = self
+            .inner
+            .raft
+            .append_entries(raft_append(request, from, self.inner.id)?)
+            .await
+            .map_err(|_| ReceiveError::ShuttingDown)?;
+        self.inner.heard_of_leader();
+        Ok(match reply {
+            AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => {
+                AppendReply::Accepted
+            }
+            AppendEntriesResponse::Conflict => AppendReply::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => AppendReply::HigherVote(raft::vote(&vote)),
+        })
+    }
+
+    /// Takes requests as they come and answers each, in order, when it is durable. The first that is
+    /// malformed ends the stream.
+    pub fn receive_append(
+        &self,
+        from: ServerId,
+        requests: BoxStream<Append>,
+    ) -> BoxStream<Checked<AppendReply>> {
+        let own = self.inner.id;
+        let failure = Arc::new(Mutex::new(None));
+        let failed = failure.clone();
+        let requests = requests
+            .map(move |request| raft_append(request, from, own))
+            .scan((), move |(), request| {
+                future::ready(match request {
+                    Ok(request) => Some(request),
+                    Err(error) => {
+                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        None
+                    }
+                })
+            });
+        let inner = self.inner.clone();
+        let replies = self.inner.raft.stream_append(requests).map(move |reply| {
+            inner.heard_of_leader();
+            match reply {
+                Ok(Ok(_)) => Ok(AppendReply::Accepted),
+                Ok(Err(StreamAppendError::Conflict(_))) => Ok(AppendReply::Conflict),
+                Ok(Err(StreamAppendError::HigherVote(vote))) => {
+                    Ok(AppendReply::HigherVote(raft::vote(&vote)))
+                }
+                Err(_) => Err(ReceiveError::ShuttingDown),
+            }
+        });
+        let malformed = stream::once(async move {
+            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+            failure.take().map(Err)
+        });
+        Box::pin(replies.chain(malformed.filter_map(future::ready)))
+    }
+
+    /// Reads a snapshot to its end, verifies it, and makes it this server's state. Nothing has changed
+    /// if it turns out to be cut short or damaged.
+    pub async fn receive_snapshot(
+        &self,
+        from: ServerId,
+        vote: Vote,
+        input: impl Read + Send + 'static,
+    ) -> Checked<Vote> {
+        check_leader(vote, from, self.inner.id)?;
+        let snapshots = self.inner.snapshots.clone();
+        let permit = snapshots
+            .receiving
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| ReceiveError::Busy)?;
+        let received = tokio::task::spawn_blocking(move || {
+            let received = snapshots.store.receive(input);
+            drop(permit);
+            received
+        });
+        let snapshot = received.await.map_err(|_| ReceiveError::ShuttingDown)??;
+        self.check_snapshot(&snapshot, vote)?;
+        let snapshot = super::machine::raft_snapshot(snapshot).map_err(|_| {
+            ReceiveError::Malformed("a snapshot whose members contradict each other")
+        })?;
+        self.inner.heard_of_leader();
+        let reply = self
+            .inner
+            .raft
+            .install_full_snapshot(raft::raft_vote(vote), snapshot)
+            .await
+            .map_err(|_| ReceiveError::ShuttingDown)?;
+        self.inner.heard_of_leader();
+        Ok(raft::vote(&reply.vote))
+    }
+
+    pub async fn receive_hand_over(&self, from: ServerId, request: HandOver) -> Checked<()> {
+        check_leader(request.vote, from, self.inner.id)?;
+        check_position(request.last, request.vote)?;
+        let rpc = TransferLeaderRequest::new(
+            raft::raft_vote(request.vote),
+            request.to,
+            request.last.map(raft::raft_log_id),
+        );
+        match self.inner.raft.handle_transfer_leader(rpc).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::info!(%error, "the leadership is not taken over");
+                Ok(())
+            }
+            Err(_) => Err(ReceiveError::ShuttingDown),
+        }
+    }
+
+    /// What the core would panic at.
+    fn check_snapshot(&self, snapshot: &Snapshot, vote: Vote) -> Checked<()> {
+        let meta = snapshot.meta();
+        let last = meta
+            .last
+            .ok_or(ReceiveError::Malformed("a snapshot of nothing"))?;
+        check_position(Some(last), vote)?;
+        check_position(meta.membership_id, vote)?;
+        check_membership(&meta.membership)?;
+        let committed = {
+            let metrics = self.inner.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.local_committed.as_ref().map(raft::log_id)
+        };
+        match committed {
+            Some(committed) if last > committed => require(
+                last.index > committed.index,
+                "a snapshot that contradicts what is committed here",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn raft_append(
+    request: Append,
+    from: ServerId,
+    own: ServerId,
+) -> Checked<AppendEntriesRequest<TypeConfig>> {
+    check_append(&request, from, own)?;
+    let entries: io::Result<Vec<_>> = request.entries.into_iter().map(raft::raft_entry).collect();
+    Ok(AppendEntriesRequest {
+        vote: raft::raft_vote(request.vote),
+        prev_log_id: request.previous.map(raft::raft_log_id),
+        leader_commit: request.committed.map(raft::raft_log_id),
+        entries: entries
+            .map_err(|_| ReceiveError::Malformed("members that contradict each other"))?,
+    })
+}
+
+fn check_vote(vote: Vote, from: ServerId) -> Checked<()> {
+    require(vote.term < MAX_TERM, "a term beyond all reason")?;
+    require(
+        vote.candidate == from,
+        "a vote in the name of another server",
+    )
+}
+
+fn check_leader(vote: Vote, from: ServerId, own: ServerId) -> Checked<()> {
+    check_vote(vote, from)?;
+    require(from != own, "a leader of the name of this server")?;
+    require(vote.granted, "the sender was not elected")
+}
+
+fn check_candidate(request: &VoteRequest, from: ServerId) -> Checked<()> {
+    check_vote(request.vote, from)?;
+    require(!request.vote.granted, "a candidate that is elected already")?;
+    match request.last {
+        None => Ok(()),
+        Some(last) => {
+            require(last.index < MAX_INDEX, "an index beyond all reason")?;
+            require(
+                last.term <= request.vote.term,
+                "a log from after the term of its owner",
+            )
+        }
+    }
+}
+
+/// A leader has nothing in its log from after its own term.
+fn check_position(id: Option<LogId>, vote: Vote) -> Checked<()> {
+    let Some(id) = id else {
+        return Ok(());
+    };
+    require(id.index < MAX_INDEX, "an index beyond all reason")?;
+    require(
+        (id.term, id.leader) <= (vote.term, vote.candidate),
+        "a log from after the term of its leader",
+    )
+}
+
+fn check_append(request: &Append, from: ServerId, own: ServerId) -> Checked<()> {
+    check_leader(request.vote, from, own)?;
+    check_position(request.previous, request.vote)?;
+    check_position(request.committed, request.vote)?;
+    require(request.entries.len() <= MAX_ENTRIES, "too many entries")?;
+    let mut before = request.previous;
+    for Entry { id, payload } in &request.entries {
+        check_position(Some(*id), request.vote)?;
+        let expected = before.map_or(0, |before| before.index + 1);
+        require(id.index == expected, "entries that are not in a row")?;
+        if let Some(before) = before {
+            require(
+                (id.term, id.leader) >= (before.term, before.leader),
+                "entries whose terms go back",
+            )?;
+        }
+        if let Payload::Membership(membership) = payload {
+            check_membership(membership)?;
+        }
+        before = Some(*id);
+    }
+    Ok(())
+}
+
+fn check_membership(membership: &Membership) -> Checked<()> {
+    require(membership.servers.len() <= MAX_SERVERS, "too many servers")?;
+    let named = membership
+        .servers
+        .values()
+        .all(|server| server.name.len() <= MAX_NAME && server.address.len() <= MAX_NAME);
+    require(named, "a name or an address that is too long")?;
+    require(
+        (1..=2).contains(&membership.voters.len()),
+        "a membership without voters, or with too many sets of them",
+    )?;
+    let known = membership
+        .voters
+        .iter()
+        .all(|set| !set.is_empty() && set.iter().all(|id| membership.servers.contains_key(id)));
+    require(known, "voters that nobody knows")
+}
+
+/// The blocks of a snapshot as they arrive, for a reader that blocks.
+#[derive(Debug)]
+pub struct IncomingBlocks {
+    blocks: mpsc::Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl IncomingBlocks {
+    /// `blocks` ends at the end of the snapshot; an error in it is one of the reader's.
+    pub fn new(blocks: mpsc::Receiver<io::Result<Bytes>>) -> IncomingBlocks {
+        IncomingBlocks {
+            blocks,
+            current: Bytes::new(),
+        }
+    }
+}
+
+impl Read for IncomingBlocks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.blocks.blocking_recv() {
+                Some(block) => self.current = block?,
+                None => return Ok(0),
+            }
+        }
+        let read = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..read]);
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::log::Server;
+
+    fn server(id: u128) -> ServerId {
+        ServerId(Uuid::from_u128(id))
+    }
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId {
+            term,
+            leader: server(1),
+            index,
+        }
+    }
+
+    fn vote(term: u64, granted: bool) -> Vote {
+        Vote {
+            term,
+            candidate: server(1),
+            granted,
+        }
+    }
+
+    fn append(previous: Option<LogId>, ids: &[LogId]) -> Append {
+        Append {
+            vote: vote(5, true),
+            previous,
+            committed: previous,
+            entries: ids
+                .iter()
+                .map(|id| Entry {
+                    id: *id,
+                    payload: Payload::Blank,
+                })
+                .collect(),
+        }
+    }
+
+    fn refusal(request: &Append) -> String {
+        check_append(request, server(1), server(2))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn a_leader_is_who_it_says_and_was_elected() {
+        let good = append(Some(id(4, 9)), &[id(4, 10), id(5, 11)]);
+        check_append(&good, server(1), server(2)).unwrap();
+        check_append(&append(None, &[id(1, 0)]), server(1), server(2)).unwrap();
+        assert!(check_append(&good, server(3), server(2)).is_err());
+        assert!(check_append(&good, server(1), server(1)).is_err());
+        let candidate = Append {
+            vote: vote(5, false),
+            ..good.clone()
+        };
+        assert!(refusal(&candidate).contains("was not elected"));
+        let absurd = Append {
+            vote: vote(u64::MAX, true),
+            ..good
+        };
+        assert!(refusal(&absurd).contains("term beyond"));
+    }
+
+    #[test]
+    fn entries_are_in_a_row_and_within_the_leaders_term() {
+        let cases = [
+            (append(Some(id(4, 9)), &[id(4, 11)]), "not in a row"),
+            (append(None, &[id(4, 1)]), "not in a row"),
+            (append(Some(id(4, 9)), &[id(3, 10)]), "go back"),
+            (append(Some(id(4, 9)), &[id(6, 10)]), "from after the term"),
+            (append(Some(id(6, 9)), &[]), "from after the term"),
+            (append(Some(id(4, u64::MAX)), &[]), "index beyond"),
+        ];
+        for (request, expected) in cases {
+            let refusal = refusal(&request);
+            assert!(refusal.contains(expected), "{request:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn memberships_that_contradict_themselves_are_refused() {
+        let one = BTreeMap::from([(server(1), Server::default())]);
+        let good = Membership {
+            voters: vec![BTreeSet::from([server(1)])],
+            servers: one.clone(),
+        };
+        check_membership(&good).unwrap();
+        let cases = [
+            (vec![], one.clone()),
+            (vec![BTreeSet::new()], one.clone()),
+            (vec![BTreeSet::from([server(2)])], one.clone()),
+            (vec![BTreeSet::from([server(1)]); 3], one),
+            (
+                vec![BTreeSet::from([server(1)])],
+                BTreeMap::from([(
+                    server(1),
+                    Server {
+                        name: "n".repeat(600),
+                        address: String::new(),
+                    },
+                )]),
+            ),
+        ];
+        for (voters, servers) in cases {
+            let membership = Membership { voters, servers };
+            assert!(check_membership(&membership).is_err(), "{membership:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever passes is what the core takes without a panic.
+        #[test]
+        fn what_is_taken_is_in_order(
+            previous in prop::option::of((0..4u64, 0..4u64)),
+            ids in prop::collection::vec((0..7u64, 0..6u64), 0..4),
+        ) {
+            let previous = previous.map(|(term, index)| id(term, index));
+            let ids: Vec<LogId> = ids.into_iter().map(|(term, index)| id(term, index)).collect();
+            if check_append(&append(previous, &ids), server(1), server(2)).is_ok() {
+                let all: Vec<LogId> = previous.into_iter().chain(ids).collect();
+                let in_order = all.windows(2).all(|pair| {
+                    pair[0].index + 1 == pair[1].index && pair[0].term <= pair[1].term
+                });
+                prop_assert!(in_order);
+                prop_assert!(all.iter().all(|id| id.term <= 5));
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_read_as_one() {
+        let (sender, receiver) = mpsc::channel(4);
+        for block in ["ab", "", "cde"] {
+            sender.try_send(Ok(Bytes::from(block))).unwrap();
+        }
+        drop(sender);
+        let mut text = String::new();
+        IncomingBlocks::new(receiver)
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "abcde");
+    }
+}

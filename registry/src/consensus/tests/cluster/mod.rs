@@ -1,0 +1,397 @@
+//! Several servers.
+
+mod faults;
+mod net;
+
+use std::collections::BTreeSet;
+
+use self::net::{Cluster, server_id};
+use super::*;
+
+fn voters(consensus: &Consensus) -> BTreeSet<ServerId> {
+    let members = consensus.members().into_iter();
+    members.filter(|m| m.voter).map(|m| m.id).collect()
+}
+
+/// Waits until the cluster has these voters and no other members.
+async fn settled(consensus: &Consensus, expected: &[u128]) {
+    let expected: BTreeSet<_> = expected.iter().map(|n| server_id(*n)).collect();
+    let settled = async {
+        while voters(consensus) != expected || consensus.members().len() != expected.len() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), settled)
+        .await
+        .unwrap_or_else(|_| panic!("{:?}", consensus.members()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_acknowledged_is_on_every_server() {
+    for count in [3, 5] {
+        let cluster = Cluster::founded(count).await;
+        let mut keys = Vec::new();
+        for n in 0..50 {
+            keys.push(format!("key-{n}"));
+            assert!(cluster.write(&keys[n]).await);
+        }
+        cluster.agree_on(&keys).await;
+        let leader = cluster.leader().await;
+        for (at, consensus) in cluster.running() {
+            assert_eq!(consensus.is_leader(), at == leader);
+            assert_eq!(consensus.leader(), cluster.at(leader).leader());
+            assert_eq!(consensus.peers().len(), count as usize);
+            assert_eq!(consensus.cluster(), Some(ClusterId(server_id(1).0)));
+            assert!(consensus.last_contact().unwrap() < Duration::from_secs(1));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_says_who_leads_and_waits_for_an_index() {
+    let cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let refused = cluster.at(follower).propose(&set("a", "1")).await;
+    let Err(ProposeError::NotLeader { leader: named }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(named, cluster.at(leader).leader().unwrap());
+    let refused = cluster
+        .at(follower)
+        .read_barrier(Consistency::Default)
+        .await;
+    assert_eq!(refused, Err(ReadError::NotLeader { leader: named }));
+
+    // What a forwarded write and read do.
+    let command = set("a", "1").encode();
+    let (index, _) = cluster.at(leader).propose_encoded(command).await.unwrap();
+    for consistency in [Consistency::Default, Consistency::Consistent] {
+        let needed = cluster.at(leader).read_index(consistency).await.unwrap();
+        assert!(needed >= index);
+        cluster.at(follower).wait_applied(needed).await.unwrap();
+        assert!(cluster.at(follower).registry().view().kv("a").is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_cut_off_is_replaced_within_seconds_and_serves_nothing_fresh() {
+    let cluster = Cluster::founded(3).await;
+    assert!(cluster.write("before").await);
+    let old = cluster.leader().await;
+    let rest: Vec<_> = (0..3)
+        .filter(|at| *at != old)
+        .map(|at| cluster.machines[at].id)
+        .collect();
+    cluster.net.partition(&[cluster.machines[old].id], &rest);
+    let cut = tokio::time::Instant::now();
+    // While its lease lasts it may still take a write, whose outcome it cannot know.
+    let lost = {
+        let consensus = cluster.at(old).clone();
+        tokio::spawn(async move { consensus.propose(&set("lost", "v")).await })
+    };
+    let new = cluster.leader_but(old).await;
+    assert!(
+        cut.elapsed() < Duration::from_millis(2500),
+        "{:?}",
+        cut.elapsed()
+    );
+    assert!(cluster.write("after").await);
+
+    let cut_off = cluster.at(old);
+    cut_off.read_barrier(Consistency::Stale).await.unwrap();
+    for consistency in [Consistency::Default, Consistency::Consistent] {
+        let refused = cut_off.read_barrier(consistency).await.unwrap_err();
+        assert!(
+            matches!(refused, ReadError::NoQuorum | ReadError::NoLeader),
+            "{refused:?}"
+        );
+    }
+    assert!(cut_off.registry().view().kv("after").is_none());
+    assert_eq!(
+        cut_off.propose(&set("refused", "v")).await,
+        Err(ProposeError::NoLeader)
+    );
+
+    cluster.net.heal();
+    assert_eq!(lost.await.unwrap(), Err(ProposeError::OutcomeUnknown));
+    cluster.agree_on(&["before".into(), "after".into()]).await;
+    assert_eq!(cluster.leader().await, new, "nobody was deposed");
+    let view = cluster.at(old).registry().view();
+    assert!(view.kv("lost").is_none() && view.kv("refused").is_none());
+}
+
+/// A server that cannot hear the leader, while the others can, must not depose it.
+#[tokio::test(start_paused = true)]
+async fn one_that_hears_nothing_deposes_nobody() {
+    let cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let term = stat(cluster.at(leader), "term");
+    let deaf = cluster.machines[(leader + 1) % 3].id;
+    cluster.net.cut_one_way(cluster.machines[leader].id, deaf);
+    for n in 0..20 {
+        assert!(cluster.write(&format!("key-{n}")).await);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(cluster.leader().await, leader);
+    cluster.net.heal();
+    cluster.agree_on(&["key-19".into()]).await;
+    assert_eq!(stat(cluster.at(leader), "term"), term);
+}
+
+/// The old leader reaches one follower, which reaches the rest: openraft #2080.
+#[tokio::test(start_paused = true)]
+async fn a_bridge_between_two_halves_does_not_stop_the_cluster() {
+    let cluster = Cluster::founded(5).await;
+    let leader = cluster.leader().await;
+    let others: Vec<_> = (0..5)
+        .filter(|at| *at != leader)
+        .map(|at| cluster.machines[at].id)
+        .collect();
+    cluster
+        .net
+        .partition(&[cluster.machines[leader].id], &others[1..]);
+    cluster.leader_but(leader).await;
+    assert!(cluster.write("across").await);
+    cluster.net.heal();
+    cluster.agree_on(&["across".into()]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_joins_by_snapshot_and_gets_a_vote_when_it_has_the_log() {
+    let mut cluster = Cluster::empty();
+    cluster.snapshots = SnapshotPolicy {
+        entries: 100,
+        ..SnapshotPolicy::default()
+    };
+    cluster.add(1, "s0", "a0").await;
+    let own = (cluster.machines[0].id, cluster.machines[0].server.clone());
+    cluster.at(0).found([own].into()).await.unwrap();
+    cluster.leader().await;
+    let mut keys = Vec::new();
+    for n in 0..500 {
+        keys.push(format!("key-{n}"));
+        assert!(cluster.write(&keys[n]).await);
+    }
+    purged_after(cluster.at(0), 0).await;
+
+    for number in 1..3 {
+        let at = cluster
+            .add(number + 1, &format!("s{number}"), &format!("a{number}"))
+            .await;
+        let server = cluster.machines[at].server.clone();
+        cluster
+            .at(0)
+            .admit(cluster.machines[at].id, server)
+            .await
+            .unwrap();
+    }
+    settled(cluster.at(0), &[1, 2, 3]).await;
+    cluster.agree_on(&keys).await;
+    assert_ne!(stat(cluster.at(1), "last_snapshot_index"), "0");
+    // The first one is not needed any more.
+    cluster.crash(0).await;
+    keys.push("without the founder".to_owned());
+    assert!(cluster.write(&keys[500]).await);
+    cluster.agree_on(&keys).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lost_its_data_takes_its_place_under_another_id() {
+    let mut cluster = Cluster::founded(3).await;
+    assert!(cluster.write("a").await);
+    let leader = cluster.leader().await;
+    let wiped = (leader + 1) % 3;
+    let rest = (leader + 2) % 3;
+    cluster.crash(wiped).await;
+    assert!(cluster.write("b").await);
+    let Server { name, address } = cluster.machines[wiped].server.clone();
+    let at = cluster.add(9, &name, &address).await;
+    // What was meant for the former server at this address is not for this one.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(
+        (cluster.at(at).cluster(), cluster.at(at).has_log()),
+        (None, false)
+    );
+
+    let server = cluster.machines[at].server.clone();
+    cluster
+        .at(leader)
+        .admit(server_id(9), server)
+        .await
+        .unwrap();
+    settled(
+        cluster.at(leader),
+        &[leader as u128 + 1, rest as u128 + 1, 9],
+    )
+    .await;
+    cluster.agree_on(&["a".into(), "b".into()]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_moved_is_found_again() {
+    let mut cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let moved = (leader + 1) % 3;
+    cluster.crash(moved).await;
+    cluster.machines[moved].server.address = "elsewhere".to_owned();
+    cluster.start(moved).await;
+    let machine = &cluster.machines[moved];
+    cluster
+        .at(leader)
+        .admit(machine.id, machine.server.clone())
+        .await
+        .unwrap();
+    cluster.agree_on(&[]).await;
+    assert!(cluster.at(leader).peers().contains(&"elsewhere".to_owned()));
+    // A leader that moved says so itself.
+    cluster.crash(leader).await;
+    cluster.machines[leader].server.address = "far away".to_owned();
+    cluster.start(leader).await;
+    let new = cluster.leader().await;
+    if new != leader {
+        let machine = &cluster.machines[leader];
+        cluster
+            .at(new)
+            .admit(machine.id, machine.server.clone())
+            .await
+            .unwrap();
+    }
+    let moved = async {
+        while !cluster.at(new).peers().contains(&"far away".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), moved)
+        .await
+        .unwrap();
+    cluster.agree_on(&[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_are_not_taken_from_the_living() {
+    let mut cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let at = cluster.add(9, "s1", "elsewhere").await;
+    let server = cluster.machines[at].server.clone();
+    let refused = cluster
+        .at(leader)
+        .admit(server_id(9), server)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, MembershipError::NameTaken { .. }),
+        "{refused}"
+    );
+    let follower = (leader + 1) % 3;
+    let refused = cluster.at(follower).remove(server_id(1)).await.unwrap_err();
+    assert!(
+        matches!(refused, MembershipError::NotLeader { .. }),
+        "{refused}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_are_removed_as_long_as_a_majority_is_alive() {
+    let mut cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let (dead, alive) = ((leader + 1) % 3, (leader + 2) % 3);
+    let id = |at: usize| server_id(at as u128 + 1);
+    let consensus = cluster.at(leader).clone();
+    cluster.crash(dead).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let refused = consensus.remove(id(alive)).await.unwrap_err();
+    assert!(
+        matches!(refused, MembershipError::NoMajority(_)),
+        "{refused}"
+    );
+    consensus.remove(id(dead)).await.unwrap();
+    settled(&consensus, &[leader as u128 + 1, alive as u128 + 1]).await;
+    let unknown = consensus.remove(id(dead)).await.unwrap_err();
+    assert!(
+        matches!(unknown, MembershipError::UnknownServer(_)),
+        "{unknown}"
+    );
+    consensus.remove(id(alive)).await.unwrap();
+    let refused = consensus.remove(id(leader)).await.unwrap_err();
+    assert!(
+        matches!(refused, MembershipError::LastVoter(_)),
+        "{refused}"
+    );
+    assert!(cluster.write("alone").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_hands_over_and_a_removed_one_ends_as_nobody() {
+    let cluster = Cluster::founded(3).await;
+    let old = cluster.leader().await;
+    let heir = (old + 1) % 3;
+    let before = tokio::time::Instant::now();
+    let leader = cluster
+        .at(old)
+        .hand_over(Some(cluster.machines[heir].id))
+        .await
+        .unwrap();
+    assert_eq!(leader.name, format!("s{heir}"));
+    assert!(
+        before.elapsed() < Timings::lan().election_max,
+        "{:?}",
+        before.elapsed()
+    );
+    assert_eq!(cluster.leader().await, heir);
+    // To whoever has most.
+    let next = cluster.at(heir).hand_over(None).await.unwrap();
+    assert_ne!(next.name, format!("s{heir}"));
+    let next = cluster.leader().await;
+    cluster
+        .at(next)
+        .remove(cluster.machines[next].id)
+        .await
+        .unwrap();
+    let last = cluster.leader_but(next).await;
+    assert!(cluster.write("two left").await);
+    assert_eq!(voters(cluster.at(last)).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_clusters_that_meet_stay_two() {
+    let mut one = Cluster::founded(1).await;
+    // The same network, another founder.
+    one.add(7, "other", "b0").await;
+    let own = (one.machines[1].id, one.machines[1].server.clone());
+    one.at(1).found([own].into()).await.unwrap();
+    while !one.at(1).is_leader() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (first, second) = (one.at(0).clone(), one.at(1).clone());
+    let server = one.machines[1].server.clone();
+    first.admit(server_id(7), server).await.unwrap();
+    second.propose(&set("theirs", "v")).await.unwrap();
+    first.propose(&set("ours", "v")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // It stays a learner that nobody reaches.
+    assert_eq!(voters(&first), [server_id(1)].into());
+    assert_eq!(second.cluster(), Some(ClusterId(server_id(7).0)));
+    assert!(second.registry().view().kv("ours").is_none());
+    assert!(first.registry().view().kv("theirs").is_none());
+    assert!(second.is_leader() && first.is_leader());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_promises_once() {
+    let mut cluster = Cluster::empty();
+    cluster.add(1, "s0", "a0").await;
+    let server = cluster.at(0);
+    server.promise(server_id(2)).unwrap();
+    server.promise(server_id(2)).unwrap();
+    let refused = server.promise(server_id(3)).unwrap_err();
+    assert!(matches!(
+        refused,
+        FoundError::Misdirected(Misdirected::OtherCluster { .. })
+    ));
+    let own = (cluster.machines[0].id, cluster.machines[0].server.clone());
+    assert!(server.found([own.clone()].into()).await.is_err());
+    server.withdraw_promise().unwrap();
+    server.found([own].into()).await.unwrap();
+    assert_eq!(server.promise(server_id(2)), Err(FoundError::HasLog));
+}
