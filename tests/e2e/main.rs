@@ -17,6 +17,7 @@ mod grpc;
 mod images;
 mod jobs;
 mod lifecycle;
+mod platform;
 mod registry;
 mod sidecar;
 mod sidecar_registration;

@@ -49,7 +49,7 @@ use crate::{
     http::{HttpContext, HttpServer},
     local::{self, LocalState},
     platform::{
-        Platform, PlatformError, PlatformSockets,
+        IdleNode, Platform, PlatformError, PlatformSockets,
         images::Images,
         scheduling::{Decisions, Scheduling},
     },
@@ -174,8 +174,8 @@ impl Agent {
 
         let (platform, mut of_platform) = platform(&config, &local, &cluster);
         let images = match &platform {
-            Some(platform) => platform.images.clone(),
-            None => Images::closed("this node runs no allocations, and its log says why"),
+            Ok(platform) => platform.images.clone(),
+            Err(reason) => Images::closed(&reason.to_string()),
         };
         let mut sockets = sockets;
         sockets
@@ -206,7 +206,10 @@ impl Agent {
             cluster: cluster.clone(),
             local: local.clone(),
             images,
-            allocs: platform.as_ref().map(|platform| platform.dirs.allocs()),
+            allocs: platform
+                .as_ref()
+                .ok()
+                .map(|platform| platform.dirs.allocs()),
             agent: Arc::new(AgentContext {
                 config: ArcSwap::from_pointee(config),
                 logs: logs.clone(),
@@ -239,7 +242,7 @@ impl Agent {
             },
         );
         agent.apply_definitions(&http.agent.config.load()).await;
-        if let Some(platform) = &platform {
+        if let Ok(platform) = &platform {
             platform.services.adopt().await;
         }
         // These outlive the servers: what a client changed last still reaches the catalog. They begin when
@@ -277,11 +280,21 @@ impl Agent {
         agent.watches.replace(&watches.reloadable.watches);
 
         let node_stop = CancellationToken::new();
-        let node_loop = platform.as_ref().map(|platform| {
-            let config = http.agent.config.load();
-            let node_loop = platform.node_loop(&config, &http.node.id, cluster.clone());
-            tokio::spawn(node_loop.run(node_stop.clone()))
-        });
+        let config = http.agent.config.load_full();
+        let node_loop = match &platform {
+            Ok(platform) => {
+                let node_loop = platform.node_loop(&config, &http.node.id, cluster.clone());
+                Some(tokio::spawn(node_loop.run(node_stop.clone())))
+            }
+            Err(PlatformError::Disabled) => None,
+            Err(reason) => {
+                let (id, name) = (&http.node.id, &config.node_name);
+                let reason = reason.to_string();
+                let address = config.advertise_addr;
+                let idle = IdleNode::new(cluster.clone(), id, name, address, &reason);
+                Some(tokio::spawn(idle.run(node_stop.clone())))
+            }
+        };
 
         let reason = agent.until_told_to_end(&mut signals, &mut requests).await;
         tracing::info!(reason, "the agent is shutting down");
@@ -316,7 +329,7 @@ impl Agent {
             tracing::error!(%error, "the latest local changes are not on disk");
         }
         consensus.shutdown().await;
-        if let Some(platform) = &platform {
+        if let Ok(platform) = &platform {
             platform.dirs.close();
         }
         tracing::info!("the agent has ended");
@@ -329,18 +342,18 @@ fn platform(
     config: &RuntimeConfig,
     local: &LocalState,
     cluster: &Arc<dyn Cluster>,
-) -> (Option<Platform>, PlatformSockets) {
-    match Platform::open(config, local.clone(), cluster.clone()) {
-        Ok((platform, sockets)) => (Some(platform), sockets),
-        Err(reason @ (PlatformError::Disabled | PlatformError::NoRoot)) => {
+) -> (Result<Platform, PlatformError>, PlatformSockets) {
+    let reason = match Platform::open(config, local.clone(), cluster.clone()) {
+        Ok((platform, sockets)) => return (Ok(platform), sockets),
+        Err(reason) => reason,
+    };
+    match reason {
+        PlatformError::Disabled | PlatformError::NoRoot => {
             tracing::info!(%reason, "this node runs no allocations");
-            (None, PlatformSockets::default())
         }
-        Err(reason) => {
-            tracing::warn!(%reason, "this node runs no allocations");
-            (None, PlatformSockets::default())
-        }
+        _ => tracing::warn!(%reason, "this node runs no allocations"),
     }
+    (Err(reason), PlatformSockets::default())
 }
 
 /// Refuses what later issues bring, before anything starts.

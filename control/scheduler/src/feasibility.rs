@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use wharf_registry::model::{
     Str,
-    platform::{Driver, NodeStatus},
+    platform::{Driver, NO_BRIDGE, NetworkMode, NodeStatus},
 };
 
 use crate::{Ask, Candidate};
@@ -18,6 +18,8 @@ pub enum Dimension {
     Ineligible,
     NoDriver(Driver),
     DriverUnhealthy(Driver, Str),
+    /// Instances cannot have networks of their own there, and why.
+    NoBridge(Str),
     Cpu,
     Memory,
     /// A static port is taken, or the node's own.
@@ -82,6 +84,9 @@ impl fmt::Display for Nowhere {
                 Dimension::DriverUnhealthy(driver, reason) => {
                     write!(f, "driver {driver} unhealthy on {on} ({reason})")?;
                 }
+                Dimension::NoBridge(reason) => {
+                    write!(f, "no network for instances on {on} ({reason})")?;
+                }
                 Dimension::Cpu => {
                     let needed = self.cpu;
                     write!(
@@ -134,6 +139,11 @@ pub(crate) fn lacks(ask: &Ask<'_>, candidate: &Candidate) -> Vec<Dimension> {
             }
             Some(_) => {}
         }
+    }
+    if ask.group.network.mode == NetworkMode::Bridge
+        && let Some(reason) = node.attributes.get(NO_BRIDGE)
+    {
+        lacks.push(Dimension::NoBridge(reason.clone()));
     }
     if ask.resources.cpu > candidate.free_cpu() {
         lacks.push(Dimension::Cpu);

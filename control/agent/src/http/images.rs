@@ -49,6 +49,7 @@ impl From<ImagesError> for HttpError {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             ImagesError::Import(_) => StatusCode::BAD_REQUEST,
+            ImagesError::Changed { .. } => StatusCode::CONFLICT,
             ImagesError::Registry(RegistryError::Store(_) | RegistryError::Stopped(_)) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

@@ -153,7 +153,7 @@ async fn put(
 }
 
 /// Finds the digest of each image that is named without one: what runs, here and wherever an instance is
-/// replaced later, even when the tag moves. An image in files has no name to be found by.
+/// replaced later, even when the tag moves. An image in files is taken over from those of this machine.
 async fn pin_images(context: &HttpContext, job: &mut Job) -> Result<(), HttpError> {
     for (at, group) in job.groups.iter_mut().enumerate() {
         for (task_at, task) in Arc::make_mut(group).tasks.iter_mut().enumerate() {
@@ -166,10 +166,11 @@ async fn pin_images(context: &HttpContext, job: &mut Job) -> Result<(), HttpErro
                 HttpError::new(status, format!("the job is not accepted: {place}: {text}"))
             };
             let reference = Reference::parse(&task.image);
-            let Reference::Named(name) = reference.map_err(|error| refused(error.into()))? else {
-                continue;
+            let digest = match reference.map_err(|error| refused(error.into()))? {
+                Reference::Named(name) => context.images.resolve(&name).await,
+                files => context.images.import_files(files).await,
             };
-            let digest = context.images.resolve(&name).await.map_err(refused)?;
+            let digest = digest.map_err(refused)?;
             task.image_digest = digest.to_string().into();
         }
     }

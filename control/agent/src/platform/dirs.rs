@@ -109,6 +109,9 @@ impl Dirs {
         };
         let socket = self.agent_socket();
         gone(fs::remove_file(&socket), &socket);
+        // Where nothing runs, nothing is in these.
+        let _ = fs::remove_dir(self.run.join("netns"));
+        let _ = fs::remove_dir(&self.run);
         if self.temporary.is_some() {
             gone(fs::remove_dir_all(&self.run), &self.run);
             gone(fs::remove_dir_all(&self.state), &self.state);
@@ -183,8 +186,13 @@ mod tests {
         let again = Dirs::open_below(Some(&data), &run).expect("opened");
         assert_eq!(again.run(), dirs.run());
         assert!(again.agent_socket().as_os_str().len() < 100);
+        fs::create_dir_all(dirs.run().join("netns/x")).expect("created");
         dirs.close();
         assert!(dirs.allocs().join("x").exists());
+        assert!(dirs.run().exists(), "something may run");
+        fs::remove_dir(dirs.run().join("netns/x")).expect("removed");
+        dirs.close();
+        assert!(!dirs.run().exists());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use wharf_registry::{
     View,
     model::{
         CheckStatus, Str,
-        platform::{Alloc, ClientStatus, JobService},
+        platform::{Alloc, ClientStatus, JobService, TaskPhase},
     },
 };
 
@@ -13,9 +13,12 @@ pub fn service_id(alloc: &str, group: &str, service: &JobService) -> Str {
     format!("_wharf-{alloc}-{group}-{}-{}", service.name, service.port).into()
 }
 
-/// Whether an allocation runs, and each of its services is in the catalog with all checks passing.
+/// Whether the tasks of an allocation run now, and each of its services is in the catalog with all checks passing.
 pub fn is_healthy(view: &View, alloc: &Alloc) -> bool {
-    if alloc.client_status != ClientStatus::Running {
+    let mut tasks = alloc.task_states.values();
+    if alloc.client_status != ClientStatus::Running
+        || !tasks.all(|task| task.state == TaskPhase::Running)
+    {
         return false;
     }
     let job = view.job_version(&alloc.job_name, alloc.job_version);

@@ -15,8 +15,8 @@ use tokio::{
     task::spawn_blocking,
 };
 use wharf_launcher::image::{
-    Digest, ImageName, ImportError, Listed, ReferenceError, Registries, RegistryError, Removed,
-    Select, Store, StoreError, document::RunConfig,
+    Digest, ImageName, ImportError, Listed, Reference, ReferenceError, Registries, RegistryError,
+    Removed, Select, Store, StoreError, document::RunConfig,
 };
 
 /// Imports and pulls that are under way at once.
@@ -55,6 +55,14 @@ pub enum ImagesError {
     Import(#[from] ImportError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error(
+        "{files} is now {there}; the job was registered with {wanted}: register it again, or bring that image back with `wharf image import`"
+    )]
+    Changed {
+        files: String,
+        wanted: Digest,
+        there: Digest,
+    },
     #[error("the work ended early: {0}")]
     Stopped(String),
 }
@@ -127,6 +135,50 @@ impl Images {
     /// The digest that a name stands for now ([`Registries::resolve`]).
     pub async fn resolve(&self, name: &ImageName) -> Result<Digest, ImagesError> {
         Ok(self.opened()?.registries.resolve(name).await?)
+    }
+
+    /// Takes over an image from files of this machine ([`Store::import_reference`]), and says which it is.
+    pub async fn import_files(&self, reference: Reference) -> Result<Digest, ImagesError> {
+        let store = self.store()?.clone();
+        let _adding = self.begin()?;
+        self.blocking(move || {
+            let imported = store.import_reference(&reference, None)?;
+            match &imported[..] {
+                [one] => Ok(one.image.digest),
+                [] => Err(ImportError::NoImage.into()),
+                many => {
+                    let names = many.iter().flat_map(|one| &one.names);
+                    let there = names.map(ToString::to_string).collect();
+                    Err(ImportError::Several { there }.into())
+                }
+            }
+        })
+        .await
+    }
+
+    /// Has an image here that was chosen when its job was registered, wherever it was then.
+    pub async fn have(&self, reference: &Reference, digest: Digest) -> Result<(), ImagesError> {
+        let store = self.store()?.clone();
+        if self
+            .blocking(move || Ok(store.image(&digest).is_ok()))
+            .await?
+        {
+            return Ok(());
+        }
+        match reference {
+            Reference::Named(name) => self.pull(&name.at(digest)).await.map(drop),
+            files => {
+                let there = self.import_files(files.clone()).await?;
+                match there == digest {
+                    true => Ok(()),
+                    false => Err(ImagesError::Changed {
+                        files: files.to_string(),
+                        wanted: digest,
+                        there,
+                    }),
+                }
+            }
+        }
     }
 
     /// Makes an image complete on this node ([`Registries::pull`]).

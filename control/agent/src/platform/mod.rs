@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, UdpSocket, UnixListener};
 use wharf_launcher::network::{Network, NetworkConfig, NetworkError};
 use wharf_registry::model::platform::UnixNanos;
 
-pub(crate) use self::node::NodeLoop;
+pub(crate) use self::node::{IdleNode, NodeLoop};
 pub use self::{
     dirs::{Dirs, DirsError},
     summary::{GroupSummary, JobStatus, JobSummary},
@@ -36,7 +36,7 @@ use crate::{cluster::Cluster, config::RuntimeConfig, local::LocalState, sockets}
 pub enum PlatformError {
     #[error("it is switched off (platform {{ enabled = false }})")]
     Disabled,
-    #[error("it needs root")]
+    #[error("containers need root: start the agent as root")]
     NoRoot,
     #[error(transparent)]
     Dirs(#[from] DirsError),

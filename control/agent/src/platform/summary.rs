@@ -51,6 +51,8 @@ pub struct GroupSummary {
     pub desired: u32,
     pub pending: u32,
     pub running: u32,
+    /// Those of the running whose tasks run now and whose services pass in the catalog.
+    pub healthy: u32,
     pub stopping: u32,
     /// Those of the pending and running that an update has not replaced yet.
     pub outdated: u32,
@@ -96,6 +98,8 @@ impl JobSummary {
                 (ClientStatus::Lost, _) => &mut group.lost,
             };
             *count += 1;
+            let wanted = alloc.desired_status == DesiredStatus::Run;
+            group.healthy += u32::from(wanted && super::health::is_healthy(view, alloc));
             let version = view.job_version(&job.name, alloc.job_version);
             let old = version.and_then(|version| version.group(&alloc.group));
             let is_current = match (old, job.group(&alloc.group)) {
@@ -111,6 +115,17 @@ impl JobSummary {
             (false, _) => JobStatus::Pending,
         };
         JobSummary { status, summary }
+    }
+
+    /// Whether exactly what is asked for runs, and does its work.
+    pub fn is_healthy(&self) -> bool {
+        let healthy = |group: &GroupSummary| group.healthy == group.desired;
+        self.status == JobStatus::Running && self.summary.values().all(healthy)
+    }
+
+    /// How many of all groups together pass.
+    pub fn healthy(&self) -> u32 {
+        self.summary.values().map(|group| group.healthy).sum()
     }
 
     /// `3/3` of all groups together.

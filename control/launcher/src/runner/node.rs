@@ -1,6 +1,7 @@
 //! What the runners of a node share, and what they ask of others, so that tests can stand in for them.
 
 use std::{
+    collections::HashSet,
     fmt,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -44,6 +45,9 @@ pub trait Images: fmt::Debug + Send + Sync {
 
     /// The allocation needs its images no more.
     fn release<'a>(&'a self, alloc: &'a str, group: &'a TaskGroup) -> BoxFuture<'a, ()>;
+
+    /// Lets go of the images of all allocations but these.
+    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>>;
 }
 
 /// An allocation's place in the network.
@@ -70,6 +74,9 @@ pub trait Networks: fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<Connected, String>>;
 
     fn detach<'a>(&'a self, alloc: &'a str) -> BoxFuture<'a, Result<(), String>>;
+
+    /// Disconnects all allocations but these.
+    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>>;
 }
 
 /// A connection to a shim.
@@ -120,6 +127,27 @@ pub struct Node {
 }
 
 impl Node {
+    /// Takes away what is left of all allocations but these: networks, services, images that are held. Each of them
+    /// remembers by itself what it did, so this finds what an agent left that died in the middle of something.
+    pub async fn sweep(&self, known: &HashSet<String>) {
+        let left = [
+            ("networks", self.networks.sweep(known).await),
+            (
+                "services",
+                match self.services.sweep(known).await {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                },
+            ),
+            ("images", self.images.sweep(known).await),
+        ];
+        for (of, result) in left {
+            if let Err(why) = result {
+                tracing::error!(%why, "{of} of allocations that nobody knows are left");
+            }
+        }
+    }
+
     /// The command of a sidecar: it asks the agent over the agent's own socket.
     pub(super) fn sidecar_command(&self, sidecar: &Sidecar) -> Vec<String> {
         let path = |path: &Path| path.to_string_lossy().into_owned();

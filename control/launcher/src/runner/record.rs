@@ -25,8 +25,12 @@ pub(crate) struct Record {
     pub(crate) last_event: u64,
     /// Tasks that this shim was told to start, and that have not ended.
     pub(crate) started: BTreeSet<Str>,
+    /// What asks a task to end, if it was ever started: its image says it, and may be gone by then.
+    pub(crate) signals: BTreeMap<Str, i32>,
     pub(crate) states: BTreeMap<Str, TaskState>,
     pub(crate) restarts: BTreeMap<Str, History>,
+    /// Where it is reached; empty before it is connected.
+    pub(crate) address: Str,
     /// The services are in the catalog.
     pub(crate) published: bool,
     /// It is being taken down, and why.

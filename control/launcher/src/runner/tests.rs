@@ -238,6 +238,11 @@ impl Images for Fake {
         self.note("release");
         Box::pin(async {})
     }
+
+    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>> {
+        self.note(format!("sweep images but {known:?}"));
+        Box::pin(async { Ok(()) })
+    }
 }
 
 impl Networks for Fake {
@@ -262,6 +267,11 @@ impl Networks for Fake {
     fn detach<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), String>> {
         self.note("detach");
         Box::pin(async { Ok(()) })
+    }
+
+    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>> {
+        self.note(format!("sweep networks but {known:?}"));
+        Box::pin(async { Err("one is in use".into()) })
     }
 }
 
@@ -312,8 +322,9 @@ impl Services for Fake {
 
     fn sweep<'a>(
         &'a self,
-        _: &'a HashSet<String>,
+        known: &'a HashSet<String>,
     ) -> BoxFuture<'a, Result<Vec<Str>, ServicesError>> {
+        self.note(format!("sweep services but {known:?}"));
         Box::pin(async { Ok(Vec::new()) })
     }
 }
@@ -334,6 +345,20 @@ impl Bench {
         Self {
             directory: tempfile::tempdir().unwrap(),
             fake: Fake(Arc::default()),
+        }
+    }
+
+    fn node(&self) -> Node {
+        Node {
+            allocs: self.directory.path().join("allocs"),
+            run: self.directory.path().join("run"),
+            program: "/usr/bin/wharf".into(),
+            masked: Vec::new(),
+            images: Arc::new(self.fake.clone()),
+            networks: Arc::new(self.fake.clone()),
+            shims: Arc::new(self.fake.clone()),
+            services: Arc::new(self.fake.clone()),
+            reports: Arc::new(self.fake.clone()),
         }
     }
 
@@ -368,22 +393,11 @@ impl Bench {
             }],
             ..Alloc::default()
         };
-        let node = Node {
-            allocs: self.directory.path().join("allocs"),
-            run: self.directory.path().join("run"),
-            program: "/usr/bin/wharf".into(),
-            masked: Vec::new(),
-            images: Arc::new(self.fake.clone()),
-            networks: Arc::new(self.fake.clone()),
-            shims: Arc::new(self.fake.clone()),
-            services: Arc::new(self.fake.clone()),
-            reports: Arc::new(self.fake.clone()),
-        };
         let assignment = Assignment {
             alloc: Arc::new(alloc),
             group: Arc::new(group),
         };
-        AllocRunner::start(assignment, Arc::new(node), || {})
+        AllocRunner::start(assignment, Arc::new(self.node()), || {})
     }
 }
 
@@ -569,6 +583,7 @@ async fn an_agent_that_comes_back_touches_nothing_that_runs() {
     let events = lock(&bench.fake.0.shim).events.take();
     drop(events);
     lock(&bench.fake.0.asked).clear();
+    let told = lock(&bench.fake.0.updates).len();
     let states = bench.fake.last().unwrap().task_states;
     // What happens while nobody listens is told afterwards.
     bench.fake.exit(
@@ -587,6 +602,13 @@ async fn an_agent_that_comes_back_touches_nothing_that_runs() {
     assert_eq!(
         update.task_states["app"], states["app"],
         "the history is kept"
+    );
+    let updates = lock(&bench.fake.0.updates)[told..].to_vec();
+    assert!(
+        updates
+            .iter()
+            .all(|update| &*update.address == "172.26.64.2"),
+        "it is where it was: {updates:?}"
     );
     assert_eq!(
         bench.fake.asked(),
@@ -659,7 +681,7 @@ async fn a_stop_counts_at_any_time_and_is_finished_by_the_next_agent() {
     assert_eq!(update.client_status, ClientStatus::Complete);
     assert_eq!(&*update.client_description, "scaled down");
     assert!(
-        bench.fake.asked().contains(&"stop app 15".to_owned()),
+        bench.fake.asked().contains(&"stop app 3".to_owned()),
         "{:?}",
         bench.fake.asked()
     );
@@ -701,5 +723,19 @@ async fn two_sidecars_are_refused_in_words() {
             .client_description
             .contains("more than one in a group is not built yet"),
         "{update:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_knows_is_swept_everywhere_even_if_one_of_them_fails() {
+    let bench = Bench::new();
+    bench.node().sweep(&HashSet::from(["a".to_owned()])).await;
+    assert_eq!(
+        bench.fake.asked(),
+        [
+            "sweep networks but {\"a\"}",
+            "sweep services but {\"a\"}",
+            "sweep images but {\"a\"}"
+        ]
     );
 }

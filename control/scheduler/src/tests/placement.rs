@@ -89,6 +89,9 @@ fn nowhere_is_told_by_dimension() {
     closed.eligible = false;
     let mut bare = PlatformNode::clone(&node("bare", 4000, 4096));
     bare.drivers.clear();
+    let mut cut_off = PlatformNode::clone(&node("cut off", 4000, 4096));
+    let reason = "no veth".into();
+    cut_off.attributes.insert(NO_BRIDGE.into(), reason);
     let nodes = [
         node("small", 100, 100),
         node("busy", 1000, 1024),
@@ -96,14 +99,15 @@ fn nowhere_is_told_by_dimension() {
         Arc::new(down),
         Arc::new(closed),
         Arc::new(bare),
+        Arc::new(cut_off),
     ];
     let cluster = ClusterView::new(&nodes, &[taking("a", "busy", 700, 10, 8080)]);
     let wanted = with_port(group("web", 1, 500, 512), "http", 8080, 0);
     let nowhere = place(&wanted, &cluster, 1).unwrap_err();
     assert_eq!(
         nowhere.to_string(),
-        "none of 6 nodes can take it: 1 node down; 1 node not eligible; 1 node without the driver exec; \
-         driver exec unhealthy on 1 node (not root); cpu exhausted on 2 nodes: it needs 500m, 300m free at most; \
+        "none of 7 nodes can take it: 1 node down; 1 node not eligible; 1 node without the driver exec; \
+         driver exec unhealthy on 1 node (not root); no network for instances on 1 node (no veth); cpu exhausted on 2 nodes: it needs 500m, 300m free at most; \
          memory exhausted on 1 node: it needs 512 MiB, 100 MiB free at most; port 8080 taken on 1 node"
     );
     assert!(nowhere.lacks(&Dimension::Port(8080)));

@@ -20,7 +20,7 @@ mod validate;
 pub use alloc::{Alloc, AllocPort, AllocUpdate, ClientStatus, DesiredStatus, NodeScore, Placement};
 pub use group::{Network, NetworkMode, Port, Restart, RestartMode, TaskGroup};
 pub use job::{Job, JobType};
-pub use node::{DriverHealth, NodeStatus, PlatformNode, PortRange};
+pub use node::{BRIDGE, DriverHealth, NO_BRIDGE, NodeStatus, PlatformNode, PortRange};
 pub use resources::Resources;
 pub use service::{
     JobCheck, JobCheckType, JobConnect, JobProxy, JobService, JobSidecar, PortRef,

@@ -5,6 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::{Driver, Resources, UnixNanos, names};
 use crate::model::{Str, StrMap, is_default, map_or_null};
 
+/// The attribute of a node where allocations can have networks of their own.
+pub const BRIDGE: &str = "network.bridge";
+/// The attribute of a node where they cannot: why.
+pub const NO_BRIDGE: &str = "network.bridge.missing";
+
 /// A node as the scheduler sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

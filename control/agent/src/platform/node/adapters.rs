@@ -1,10 +1,10 @@
 //! The real images, networks and shims, as runners ask for them.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{collections::HashSet, fs, path::PathBuf, sync::Arc};
 
 use wharf_launcher::{
     container::cgroup::Hierarchy,
-    image::{Digest, ImageName},
+    image::{Digest, Reference},
     network::{Mode, Network, PortMapping, text},
     runner::{
         Connected, HostShims, Images as ImagesSeam, Link, Networks, Node, PreparedImage, Reports,
@@ -15,7 +15,7 @@ use wharf_launcher::{
 use wharf_registry::model::platform::{Alloc, NetworkMode, PlatformNode, Task, TaskGroup};
 
 use super::facts;
-use crate::platform::images::Images;
+use crate::platform::images::{Images, ImagesError};
 
 /// What the node's loop is made of.
 #[derive(Debug)]
@@ -84,28 +84,15 @@ struct NodeImages(Images);
 
 impl NodeImages {
     async fn fetch(&self, alloc: &str, task: &Task) -> Result<PreparedImage, String> {
-        let store = self.0.store().map_err(|error| error.to_string())?.clone();
-        let name = ImageName::parse(&task.image);
-        let digest: Digest = match (&*task.image_digest, &name) {
-            ("", Ok(name)) => self
-                .0
-                .resolve(name)
-                .await
-                .map_err(|error| error.to_string())?,
-            ("", Err(error)) => return Err(error.to_string()),
-            (digest, _) => digest
-                .parse()
-                .map_err(|error| format!("{digest:?}: {error}"))?,
-        };
-        let here = store.clone();
-        let is_here = blocking(move || Ok(here.image(&digest).is_ok())).await?;
-        if !is_here && let Ok(name) = name {
-            self.0
-                .pull(&name.at(digest))
-                .await
-                .map_err(|error| error.to_string())?;
-        }
-        let (user, pinned) = (format!("{alloc}/{}", task.name), store.clone());
+        let said = |error: ImagesError| error.to_string();
+        let store = self.0.store().map_err(said)?.clone();
+        let reference = Reference::parse(&task.image).map_err(|error| error.to_string())?;
+        let digest: Digest = task
+            .image_digest
+            .parse()
+            .map_err(|error| format!("the job does not say which {} it is: {error}", task.image))?;
+        self.0.have(&reference, digest).await.map_err(said)?;
+        let (user, pinned) = (Self::user(alloc, task), store.clone());
         blocking(move || pinned.pin(&user, digest).map_err(|error| error.to_string())).await?;
         let prepared =
             blocking(move || store.prepare(&digest).map_err(|error| error.to_string())).await?;
@@ -137,7 +124,7 @@ impl ImagesSeam for NodeImages {
             let users: Vec<String> = tasks
                 .tasks
                 .iter()
-                .map(|task| format!("{alloc}/{}", task.name))
+                .map(|task| Self::user(alloc, task))
                 .collect();
             let released = blocking(move || {
                 users
@@ -149,6 +136,35 @@ impl ImagesSeam for NodeImages {
                 tracing::warn!(alloc, %why, "images are still held for an allocation that has ended");
             }
         })
+    }
+
+    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            // Without a store there is nothing to let go of.
+            let Ok(store) = self.0.store() else {
+                return Ok(());
+            };
+            let (store, known) = (store.clone(), known.clone());
+            blocking(move || {
+                let pins = store.pins().map_err(|error| error.to_string())?;
+                let stale = pins.keys().filter(|user| {
+                    user.split_once('/')
+                        .is_some_and(|(alloc, _)| !known.contains(alloc))
+                });
+                for user in stale {
+                    store.unpin(user).map_err(|error| error.to_string())?;
+                }
+                Ok(())
+            })
+            .await
+        })
+    }
+}
+
+impl NodeImages {
+    /// Who pinned an image: a task of an allocation.
+    fn user(alloc: &str, task: &Task) -> String {
+        format!("{alloc}/{}", task.name)
     }
 }
 
@@ -217,6 +233,23 @@ impl Networks for NodeNetworks {
             };
             let (network, alloc) = (network.clone(), alloc.to_owned());
             blocking(move || network.detach(&alloc).map_err(|error| error.to_string())).await
+        })
+    }
+
+    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let Ok(network) = &self.network else {
+                return Ok(());
+            };
+            let (network, known) = (network.clone(), known.clone());
+            let swept = blocking(move || network.sweep(&known).map_err(|error| error.to_string()));
+            for alloc in swept.await? {
+                tracing::info!(
+                    alloc,
+                    "the network of an allocation that nobody knows is gone"
+                );
+            }
+            Ok(())
         })
     }
 }

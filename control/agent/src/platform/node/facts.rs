@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, thread};
 use wharf_launcher::container::{Missing, missing};
 use wharf_registry::model::{
     Str, StrMap,
-    platform::{Driver, DriverHealth, PlatformNode, Resources},
+    platform::{BRIDGE, Driver, DriverHealth, NO_BRIDGE, PlatformNode, Resources},
 };
 
 /// Memory that stays for the system and for wharf itself, in mebibytes.
@@ -18,22 +18,36 @@ pub(super) fn node(id: &str, name: &str, address: &str, bridge: Option<String>) 
         (Driver::Container, health(container)),
         (Driver::Exec, health(exec)),
     ]);
-    let mut attributes = attributes();
-    attributes.insert(
-        "network.bridge".into(),
-        bridge.unwrap_or_else(|| "available".into()).into(),
-    );
+    let mut node = bare(id, name, address);
+    node.drivers = drivers;
+    match bridge {
+        None => node.attributes.insert(BRIDGE.into(), "available".into()),
+        Some(why) => node.attributes.insert(NO_BRIDGE.into(), why.into()),
+    };
+    node
+}
+
+/// A node that runs nothing, and why.
+pub(super) fn idle(id: &str, name: &str, address: &str, why: &str) -> PlatformNode {
+    let mut node = bare(id, name, address);
+    let drivers = [Driver::Container, Driver::Exec];
+    node.drivers = drivers
+        .map(|driver| (driver, health(Some(why.to_owned()))))
+        .into();
+    node
+}
+
+fn bare(id: &str, name: &str, address: &str) -> PlatformNode {
     PlatformNode {
         id: id.into(),
         name: name.into(),
         address: address.into(),
-        attributes,
+        attributes: attributes(),
         resources: Resources {
             cpu: cores() * 1000,
             memory_mb: memory_mb().saturating_sub(KEPT_MB),
             memory_max_mb: 0,
         },
-        drivers,
         ..PlatformNode::default()
     }
 }

@@ -11,6 +11,7 @@ mod reports;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -98,35 +99,22 @@ impl NodeLoop {
             .registry()
             .watch(WatchKey::NodeAllocs(self.facts.id.clone()))
             .standing();
-        self.register().await;
+        register(&*self.cluster, &self.facts).await;
+        let mut swept = false;
         loop {
             let ended = self.ended.clone();
             let ended = ended.notified();
             let view = self.cluster.registry().view();
             self.apply(&view);
+            if !std::mem::replace(&mut swept, true) {
+                // Every allocation that has something here has a runner now.
+                let known = self.runners.keys().map(ToString::to_string).collect();
+                self.node.sweep(&known).await;
+            }
             tokio::select! {
                 () = watcher.changed() => {}
                 () = ended => {}
             }
-        }
-    }
-
-    /// Makes itself known; after that, all that was written before has been seen here.
-    async fn register(&self) {
-        loop {
-            let command = Command::Platform(PlatformCommand::RegisterNode {
-                node: Box::new(self.facts.clone()),
-                time: unix_now(),
-            });
-            let registered = async {
-                self.cluster.write(command).await?;
-                self.cluster.barrier(Consistency::Default).await
-            };
-            match registered.await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(%error, "this node is not registered yet"),
-            }
-            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -245,6 +233,53 @@ impl NodeLoop {
         };
         if tokio::time::timeout(END, all).await.is_err() {
             tracing::error!("some allocations did not end");
+        }
+    }
+}
+
+/// Makes a node known; after that, all that was written before has been seen here.
+async fn register(cluster: &dyn Cluster, facts: &PlatformNode) {
+    loop {
+        let command = Command::Platform(PlatformCommand::RegisterNode {
+            node: Box::new(facts.clone()),
+            time: unix_now(),
+        });
+        let registered = async {
+            cluster.write(command).await?;
+            cluster.barrier(Consistency::Default).await
+        };
+        match registered.await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "this node is not registered yet"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// A node that can run nothing says why, where people look for it: at the job that finds no node.
+#[derive(Debug)]
+pub(crate) struct IdleNode {
+    cluster: Arc<dyn Cluster>,
+    facts: PlatformNode,
+}
+
+impl IdleNode {
+    pub(crate) fn new(
+        cluster: Arc<dyn Cluster>,
+        id: &str,
+        name: &str,
+        address: IpAddr,
+        why: &str,
+    ) -> IdleNode {
+        let facts = facts::idle(id, name, &address.to_string(), why);
+        IdleNode { cluster, facts }
+    }
+
+    /// Makes itself known, unless `stop` comes first.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = register(&*self.cluster, &self.facts) => {}
+            () = stop.cancelled() => {}
         }
     }
 }

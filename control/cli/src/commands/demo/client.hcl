@@ -11,6 +11,12 @@ job "client" {
       name = "client"
       port = "http"
 
+      check {
+        type     = "http"
+        path     = "/healthz"
+        interval = "2s"
+      }
+
       connect {
         sidecar_service {
           proxy {

@@ -24,6 +24,8 @@ const WEB: &str = include_str!("web.hcl");
 const CLIENT: &str = include_str!("client.hcl");
 /// Where the client's sidecar takes requests for `web`, in the client's network.
 const UPSTREAM_PORT: u16 = 9090;
+/// How long the node may take to be known.
+const NODE_KNOWN: Duration = Duration::from_secs(10);
 /// How long a job may take to run, or to be gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -62,14 +64,23 @@ impl Containers {
         if !rustix::process::geteuid().is_root() {
             return Some("containers need root".to_owned());
         }
-        let nodes = client.fetch_json::<Vec<PlatformNode>>(Request::get("/v1/platform/nodes"));
-        match nodes.await {
-            Err(error) => Some(error.to_string()),
-            Ok(nodes) => {
-                let able = nodes
-                    .iter()
-                    .any(|node| node.drivers.get("exec") == Some(&true));
-                (!able).then(|| "this node runs no containers; see `wharf node status`".to_owned())
+        // The agent's node makes itself known soon after the agent serves.
+        let deadline = Instant::now() + NODE_KNOWN;
+        loop {
+            let nodes = client.fetch_json::<Vec<PlatformNode>>(Request::get("/v1/platform/nodes"));
+            match nodes.await {
+                Err(error) => return Some(error.to_string()),
+                Ok(nodes) if nodes.is_empty() && Instant::now() < deadline => {
+                    sleep(Duration::from_millis(10)).await;
+                }
+                Ok(nodes) => {
+                    let able = nodes
+                        .iter()
+                        .any(|node| node.drivers.get("exec") == Some(&true));
+                    return (!able).then(|| {
+                        "this node runs no containers; see `wharf node status`".to_owned()
+                    });
+                }
             }
         }
     }
@@ -115,10 +126,11 @@ impl Containers {
     /// Kills the process of one instance from outside. Its parent sees it, and the rest is the platform's.
     pub(super) async fn kill_one(&self, client: &mut Client) -> Result<String, Failure> {
         let allocs = allocs(client, "web").await?;
-        let running: Vec<&Alloc> = allocs
+        let mut running: Vec<&Alloc> = allocs
             .iter()
             .filter(|alloc| alloc.client_status == "running")
             .collect();
+        running.sort_by(|a, b| a.name.cmp(&b.name));
         let Some(victim) = running.get(running.len() / 2) else {
             return Err(Failure::new("there is no instance to kill"));
         };

@@ -9,7 +9,7 @@ use clap::ArgMatches;
 use http::StatusCode;
 use wharf_agent::platform::JobStatus;
 use wharf_config::GoDuration;
-use wharf_registry::model::platform::{Alloc, ClientStatus};
+use wharf_registry::model::platform::{Alloc, ClientStatus, TaskGroup};
 
 use super::{
     AllocStub, JobDetail, fetch_alloc, job_path, short,
@@ -25,8 +25,10 @@ use crate::{
 
 /// How long one look waits for a change: what finds no node is not announced, so it must not be long.
 const LOOK: Duration = Duration::from_secs(1);
-/// A job that runs must go on doing so this long: a program that ends at once was running, too.
-const SETTLE: Duration = Duration::from_millis(250);
+/// What nobody checks must go on running this long: a program that ends at once was running, too.
+const SETTLE: Duration = Duration::from_secs(1);
+/// A look while it settles, and one at checks, which announce nothing here.
+const SHORT_LOOK: Duration = Duration::from_millis(100);
 /// What finds no node for this long is told.
 const NOWHERE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
@@ -86,6 +88,8 @@ impl Follow {
             known: BTreeSet::new(),
             nowhere_since: None,
             complete_since: None,
+            almost: false,
+            progress: "nothing is known of it".to_owned(),
             bar: false,
         };
         let watching = following.watch(goal, client, shell);
@@ -99,6 +103,7 @@ impl Follow {
             let patience = GoDuration::from(self.patience);
             Err(
                 Failure::new(format!("not all of job {name:?} {what} after {patience}"))
+                    .because(&following.progress)
                     .hint(format!("wharf job status {name}")),
             )
         })
@@ -116,7 +121,12 @@ struct Following<'a> {
     /// Allocations that were looked at: what is not told of them has just happened.
     known: BTreeSet<String>,
     nowhere_since: Option<Instant>,
-    complete_since: Option<Instant>,
+    /// Since when all of it runs without having been started again.
+    complete_since: Option<(Instant, u32)>,
+    /// It runs, and has to prove it.
+    almost: bool,
+    /// How far it was at the last look.
+    progress: String,
     /// There is a bar on the last line.
     bar: bool,
 }
@@ -134,10 +144,9 @@ impl Following<'_> {
             let allocations = format!("{}/allocations", job_path(self.name));
             let mut request = Request::get(allocations);
             if index > 0 {
-                // While it settles, a short look is enough.
-                let wait = match self.complete_since {
-                    Some(_) => SETTLE,
-                    None => LOOK,
+                let wait = match self.almost {
+                    true => SHORT_LOOK,
+                    false => LOOK,
                 };
                 request = request
                     .param("index", index.to_string())
@@ -262,14 +271,31 @@ impl Following<'_> {
                     .summary
                     .values()
                     .any(|group| group.stopping > 0);
-                if detail.summary.status != JobStatus::Running || stopping {
+                self.almost = detail.summary.status == JobStatus::Running && !stopping;
+                if !self.almost {
                     self.complete_since = None;
                     self.draw(shell, running as usize, desired as usize, "running");
                     return Ok(false);
                 }
-                let since = *self.complete_since.get_or_insert_with(Instant::now);
-                if desired > 0 && since.elapsed() < SETTLE {
+                if !detail.summary.is_healthy() {
+                    self.complete_since = None;
+                    let healthy = detail.summary.healthy() as usize;
+                    self.draw(shell, healthy, desired as usize, "healthy");
                     return Ok(false);
+                }
+                if !detail.job.groups.iter().all(|group| is_checked(group)) {
+                    let restarts = self.restarts();
+                    let since = match self.complete_since {
+                        Some((since, before)) if before == restarts => since,
+                        _ => {
+                            let since = Instant::now();
+                            self.complete_since = Some((since, restarts));
+                            since
+                        }
+                    };
+                    if since.elapsed() < SETTLE {
+                        return Ok(false);
+                    }
                 }
                 self.clear(shell);
                 shell.line(format_args!(
@@ -331,12 +357,21 @@ impl Following<'_> {
         )))
     }
 
+    fn restarts(&self) -> u32 {
+        let live = self.allocs.values().filter(|alloc| alloc.is_live());
+        let tasks = live.flat_map(|alloc| alloc.task_states.values());
+        tasks
+            .map(|task| u32::try_from(task.restarts).unwrap_or(u32::MAX))
+            .sum()
+    }
+
     fn ended(&mut self, shell: &mut Shell<'_>) -> Result<(), Failure> {
         self.clear(shell);
         shell.line(format_args!("Job {:?} has ended", self.name))
     }
 
     fn draw(&mut self, shell: &mut Shell<'_>, done: usize, all: usize, what: &str) {
+        self.progress = format!("{done} of {all} {what}");
         if !shell.terminal || all == 0 {
             return;
         }
@@ -355,4 +390,13 @@ impl Following<'_> {
             let _ = shell.err.flush();
         }
     }
+}
+
+/// Whether there is somebody beside the job itself who says that its instances do their work.
+fn is_checked(group: &TaskGroup) -> bool {
+    group.count == 0
+        || group
+            .services
+            .iter()
+            .any(|service| !service.checks.is_empty())
 }

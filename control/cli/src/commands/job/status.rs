@@ -96,14 +96,15 @@ async fn one(name: &str, matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<
         2,
     ))?;
     let header = [
-        "Group", "Desired", "Running", "Pending", "Stopping", "Outdated", "Failed", "Lost",
-        "Complete",
+        "Group", "Desired", "Running", "Healthy", "Pending", "Stopping", "Outdated", "Failed",
+        "Lost", "Complete",
     ]
     .map(str::to_owned);
     let rows = detail.summary.summary.iter().map(|(name, group)| {
         let counts = [
             group.desired,
             group.running,
+            group.healthy,
             group.pending,
             group.stopping,
             group.outdated,
@@ -112,8 +113,8 @@ async fn one(name: &str, matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<
             group.complete,
         ]
         .map(|count| count.to_string());
-        let [a, b, c, d, e, f, g, h] = counts;
-        [name.to_string(), a, b, c, d, e, f, g, h]
+        let [a, b, c, d, e, f, g, h, i] = counts;
+        [name.to_string(), a, b, c, d, e, f, g, h, i]
     });
     let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
     shell.text("\nGroups\n")?;

@@ -1,0 +1,7 @@
+//! Jobs that run: what their users do with them, and what is done to them.
+
+mod bad_jobs;
+mod faults;
+mod images;
+mod run;
+mod world;
