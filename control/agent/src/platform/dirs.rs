@@ -8,6 +8,7 @@ use std::{
 };
 
 use uuid::Uuid;
+use wharf_launcher::container::cgroup::{self, Hierarchy};
 
 /// Below it, short paths for sockets and pinned namespaces: `sun_path` has 108 bytes.
 const RUN_ROOT: &str = "/run/wharf";
@@ -43,18 +44,27 @@ impl Dirs {
     }
 
     fn open_below(data_dir: Option<&Path>, run_root: &Path) -> Result<Dirs, DirsError> {
-        Dirs::open_in(data_dir, run_root, &std::env::temp_dir())
+        // What runs has a control group.
+        let hierarchy = Hierarchy::detect();
+        let runs = |alloc: &str| {
+            let group = Path::new(cgroup::ROOT).join(alloc);
+            hierarchy
+                .as_ref()
+                .map_or(true, |hierarchy| hierarchy.group(&group).exists())
+        };
+        Dirs::open_in(data_dir, run_root, &std::env::temp_dir(), runs)
     }
 
     fn open_in(
         data_dir: Option<&Path>,
         run_root: &Path,
         temporary_root: &Path,
+        runs: impl Fn(&str) -> bool,
     ) -> Result<Dirs, DirsError> {
         let state = match data_dir {
             Some(directory) => directory.join("platform"),
             None => {
-                remove_abandoned(temporary_root, run_root);
+                remove_abandoned(temporary_root, run_root, runs);
                 temporary_root.join(format!("{TEMPORARY}{}", Uuid::new_v4().simple()))
             }
         };
@@ -127,16 +137,17 @@ fn lock(state: &Path) -> Result<File, DirsError> {
     Ok(file)
 }
 
-/// Removes what agents left that were killed: their temporary directories, unless allocations of theirs are in them,
-/// which may still run.
-fn remove_abandoned(temporary_root: &Path, run_root: &Path) {
+/// Removes what agents left that were killed: their temporary directories, unless allocations of theirs still run.
+fn remove_abandoned(temporary_root: &Path, run_root: &Path, runs: impl Fn(&str) -> bool) {
     let entries = fs::read_dir(temporary_root).into_iter().flatten().flatten();
     let temporary =
         entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY));
     for state in temporary.map(|entry| entry.path()) {
         let free = File::open(state.join(LOCK)).is_ok_and(|file| file.try_lock().is_ok());
-        let empty =
-            fs::read_dir(state.join("allocs")).is_ok_and(|mut allocs| allocs.next().is_none());
+        let empty = fs::read_dir(state.join("allocs")).is_ok_and(|allocs| {
+            let mut names = allocs.flatten().map(|entry| entry.file_name());
+            !names.any(|name| runs(&name.to_string_lossy()))
+        });
         if let (true, true, Ok(state)) = (free, empty, fs::canonicalize(&state)) {
             // What cannot be removed is in nobody's way.
             let _ = fs::remove_dir_all(run_root.join(short_hash(&state)));
@@ -198,7 +209,8 @@ mod tests {
     #[test]
     fn without_one_everything_goes() {
         let root = tempfile::tempdir().expect("a directory");
-        let open = || Dirs::open_in(None, &root.path().join("run"), root.path()).expect("opened");
+        let run = root.path().join("run");
+        let open = || Dirs::open_in(None, &run, root.path(), |_| true).expect("opened");
         let (first, second) = (open(), open());
         assert_ne!(first.run(), second.run());
         for dirs in [first, second] {
@@ -210,9 +222,12 @@ mod tests {
     #[test]
     fn what_a_killed_agent_left_goes_with_the_next_one_unless_something_may_run() {
         let root = tempfile::tempdir().expect("a directory");
-        let open = || Dirs::open_in(None, &root.path().join("run"), root.path()).expect("opened");
+        let run = root.path().join("run");
+        let runs = |alloc: &str| alloc == "a";
+        let open = || Dirs::open_in(None, &run, root.path(), runs).expect("opened");
         let (killed, running, alive) = (open(), open(), open());
         fs::create_dir(running.allocs().join("a")).expect("created");
+        fs::create_dir(killed.allocs().join("b")).expect("created");
         let paths = [killed.state().to_owned(), killed.run().to_owned()];
         let kept = [
             running.state().to_owned(),
