@@ -6,7 +6,7 @@
 //!   and when to look again.
 //! * [`ClusterView`] knows what each node has left; it is kept up to date change by change.
 //! * [`Scheduler::place`] finds the node for what is missing, and says why there, or why nowhere.
-//! * [`schedule`] puts these together for one job, into a [`Plan`](wharf_registry::command::Plan).
+//! * [`Round::schedule`] puts these together for one job, into a [`Plan`](wharf_registry::command::Plan).
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,7 @@ pub use feasibility::{Dimension, Lack, Nowhere};
 pub use place::{Ask, Placed, Scheduler};
 pub use random::Random;
 pub use reconcile::{Input, Missing, Reconciled, reconcile, reschedule_delay};
-pub use schedule::{Scheduled, Unplaced, schedule};
+pub use schedule::{Round, Scheduled, Unplaced};
 pub use score::{BinPacking, JobAntiAffinity, ReschedulePenalty, Scorer, Scoring};
 
 #[cfg(test)]

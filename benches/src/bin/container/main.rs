@@ -4,10 +4,14 @@
 //! cargo build --release -p wharf && cargo run --release -p wharf-benches --bin container -- target/release/wharf [RUNS]
 //! ```
 //!
-//! Needs root, busybox (static) and runc. Both run `true` from busybox with a read-only root, in new namespaces, with
+//! Needs root, busybox (static) and runc; run it in a network namespace of its own, for the agent has a bridge there. Both run `true` from busybox with a read-only root, in new namespaces, with
 //! limits; runs alternate, so that both meet the same machine. Of wharf it measures: the start of a shim (`wharf shim`
 //! until it serves), a task from the request until its command runs, and the whole life of one until its control
-//! group is gone; of runc `runc run` from start to exit, as it tells of nothing in between.
+//! group is gone; of runc `runc run` from start to exit, as it tells of nothing in between. Then the whole platform: an
+//! agent that keeps its state on disk gets jobs of three instances, without and with sidecars, and each allocation counts
+//! from the job's sending until its command runs.
+
+mod platform;
 
 use std::{
     collections::BTreeMap,
@@ -124,6 +128,7 @@ async fn measure(program: &Path, directory: &Path, runs: usize) -> Result<(), Fa
                 .push(began.elapsed());
         }
     }
+    platform::measure(program, directory, runs.div_ceil(5), &mut figures)?;
     println!("{:<32} {:>9} {:>9} {:>9}", "ms", "p50", "p99", "min");
     for (what, mut times) in figures {
         times.sort_unstable();

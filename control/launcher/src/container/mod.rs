@@ -43,17 +43,39 @@ pub fn missing() -> Missing {
     };
     let container = both.clone().or_else(|| {
         // Loads the module where it is one.
-        match rustix::mount::fsopen("overlay", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC) {
-            Err(rustix::io::Errno::NODEV) => Some(
-                "this kernel has no overlayfs (CONFIG_OVERLAY_FS): load the module \"overlay\""
-                    .to_owned(),
-            ),
-            Err(error) => Some(format!("overlayfs cannot be used: {error}")),
-            Ok(_) => None,
-        }
+        let opened = rustix::mount::fsopen("overlay", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
+        no_overlayfs(opened.map(drop))
     });
     Missing {
         container,
         exec: both,
+    }
+}
+
+/// Why overlayfs cannot be used, if it could not be opened.
+fn no_overlayfs(opened: Result<(), rustix::io::Errno>) -> Option<String> {
+    match opened {
+        Err(rustix::io::Errno::NODEV) => Some(
+            "this kernel has no overlayfs (CONFIG_OVERLAY_FS): load the module \"overlay\""
+                .to_owned(),
+        ),
+        Err(error) => Some(format!("overlayfs cannot be used: {error}")),
+        Ok(()) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_overlayfs_is_told_from_one_that_refuses_it() {
+        assert_eq!(no_overlayfs(Ok(())), None);
+        let none = no_overlayfs(Err(Errno::NODEV)).unwrap();
+        assert!(none.contains("CONFIG_OVERLAY_FS"), "{none}");
+        let refused = no_overlayfs(Err(Errno::PERM)).unwrap();
+        assert!(refused.contains("cannot be used"), "{refused}");
     }
 }

@@ -10,7 +10,7 @@ use wharf_registry::{
 };
 
 use super::*;
-use crate::{ClusterView, Random, Scheduled, Scheduler, schedule};
+use crate::{ClusterView, Random, Round, Scheduled, Scheduler};
 
 const SECOND: i64 = 1_000_000_000;
 const JOBS: [&str; 2] = ["web", "db"];
@@ -174,19 +174,18 @@ impl World {
             let entry = view.job_entry(name).unwrap();
             let allocs: Vec<Arc<Alloc>> = view.job_allocs(name).cloned().collect();
             let ids = &mut self.ids;
-            let scheduled = schedule(
-                &self.scheduler,
-                entry,
-                &allocs,
-                &mut cluster,
-                &|alloc| alloc.client_status == ClientStatus::Running,
-                self.now,
-                &mut self.random,
-                &mut || {
+            let mut round = Round {
+                scheduler: &self.scheduler,
+                cluster: &mut cluster,
+                healthy: &|alloc| alloc.client_status == ClientStatus::Running,
+                now: self.now,
+                random: &mut self.random,
+                new_id: &mut || {
                     *ids += 1;
                     format!("alloc-{ids:04}").into()
                 },
-            );
+            };
+            let scheduled = round.schedule(entry, &allocs);
             plan.stops.extend(scheduled.plan.stops.iter().cloned());
             plan.placements
                 .extend(scheduled.plan.placements.iter().cloned());

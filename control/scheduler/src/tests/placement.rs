@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use wharf_registry::model::platform::{AllocPort, NetworkMode, NodeStatus, PortRange};
+use wharf_registry::model::platform::{AllocPort, NO_BRIDGE, NetworkMode, NodeStatus, PortRange};
 
 use super::*;
 use crate::{Ask, ClusterView, Dimension, Nowhere, Placed, Random, Scheduler};

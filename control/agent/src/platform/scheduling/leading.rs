@@ -17,7 +17,7 @@ use wharf_registry::{
     state::JobEntry,
     watch::{WatchKey, Watcher},
 };
-use wharf_scheduler::{ClusterView, Random, Scheduled, Scheduler, schedule};
+use wharf_scheduler::{ClusterView, Random, Round, Scheduled, Scheduler};
 
 use super::{Decisions, garbage};
 use crate::{
@@ -128,16 +128,15 @@ impl<'a> Leading<'a> {
         let allocs: Vec<Arc<Alloc>> = view.job_allocs(&entry.name).cloned().collect();
         let mut seed = DefaultHasher::new();
         (&entry.name, entry.index, view.applied()).hash(&mut seed);
-        schedule(
-            self.scheduler,
-            entry,
-            &allocs,
-            &mut self.nodes,
-            &|alloc| health::is_healthy(&view, alloc),
+        let mut round = Round {
+            scheduler: self.scheduler,
+            cluster: &mut self.nodes,
+            healthy: &|alloc| health::is_healthy(&view, alloc),
             now,
-            &mut Random::new(seed.finish()),
-            &mut || uuid::Uuid::new_v4().to_string().into(),
-        )
+            random: &mut Random::new(seed.finish()),
+            new_id: &mut || uuid::Uuid::new_v4().to_string().into(),
+        };
+        round.schedule(entry, &allocs)
     }
 
     /// When to look at a job again, besides when it changes.

@@ -33,6 +33,8 @@ const SHORT_LOOK: Duration = Duration::from_millis(100);
 const NOWHERE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 const BAR: usize = 30;
+/// What Ctrl-C means, by convention.
+const INTERRUPTED: u8 = 130;
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +95,16 @@ impl Follow {
             bar: false,
         };
         let watching = following.watch(goal, client, shell);
-        let result = tokio::time::timeout(self.patience, watching).await;
+        let watching = tokio::time::timeout(self.patience, watching);
+        let result = tokio::select! {
+            result = watching => result,
+            Ok(()) = tokio::signal::ctrl_c() => {
+                following.clear(shell);
+                return Err(Failure::new(format!("job {name:?} goes on, without being followed"))
+                    .code(INTERRUPTED)
+                    .hint(format!("wharf job status {name}")));
+            }
+        };
         following.clear(shell);
         result.unwrap_or_else(|_| {
             let what = match goal {
@@ -360,9 +371,7 @@ impl Following<'_> {
     fn restarts(&self) -> u32 {
         let live = self.allocs.values().filter(|alloc| alloc.is_live());
         let tasks = live.flat_map(|alloc| alloc.task_states.values());
-        tasks
-            .map(|task| u32::try_from(task.restarts).unwrap_or(u32::MAX))
-            .sum()
+        tasks.map(|task| task.restarts).sum()
     }
 
     fn ended(&mut self, shell: &mut Shell<'_>) -> Result<(), Failure> {

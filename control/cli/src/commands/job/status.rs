@@ -137,7 +137,10 @@ async fn one(name: &str, matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<
 
 /// A table of allocations, newest first.
 pub(in crate::commands) fn alloc_table(mut allocs: Vec<AllocStub>) -> String {
-    allocs.sort_by(|a, b| (b.create_time, &a.name).cmp(&(a.create_time, &b.name)));
+    allocs.sort_by(|a, b| {
+        let newest_first = b.create_time.cmp(&a.create_time);
+        newest_first.then_with(|| numbered(&a.name).cmp(&numbered(&b.name)))
+    });
     let now = now();
     let header = [
         "ID", "Name", "Node", "Version", "Desired", "Status", "Restarts", "Address", "Age", "",
@@ -171,4 +174,15 @@ pub(in crate::commands) fn alloc_table(mut allocs: Vec<AllocStub>) -> String {
     });
     let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
     columns(&rows)
+}
+
+/// `web.web[10]` as what is before its number, and the number.
+fn numbered(name: &str) -> (&str, u64) {
+    let parts = name
+        .strip_suffix(']')
+        .and_then(|name| name.rsplit_once('['));
+    match parts.map(|(group, index)| (group, index.parse())) {
+        Some((group, Ok(index))) => (group, index),
+        _ => (name, 0),
+    }
 }
