@@ -18,15 +18,15 @@ fn json(text: &str) -> Value {
 }
 
 /// Debian's registry, with nothing in it.
-struct Registry {
-    process: Process,
-    host: String,
+pub(crate) struct Registry {
+    pub(crate) process: Process,
+    pub(crate) host: String,
     _directory: TempDir,
 }
 
 impl Registry {
     /// `None`, said and counted, when this machine has none.
-    fn start() -> Option<Registry> {
+    pub(crate) fn start() -> Option<Registry> {
         for (program, package) in [("docker-registry", "docker-registry"), ("skopeo", "skopeo")] {
             if Command::new(program).arg("--version").output().is_err() {
                 missing(package);
@@ -62,7 +62,7 @@ impl Registry {
     }
 
     /// Pushes an archive, with a client that is not ours.
-    fn push(&self, archive: &Path, name: &str, more: &[&str]) {
+    pub(crate) fn push(&self, archive: &Path, name: &str, more: &[&str]) {
         let mut command = Command::new("skopeo");
         command
             .args(["copy", "--insecure-policy", "--dest-tls-verify=false"])
@@ -74,11 +74,15 @@ impl Registry {
 
     /// An agent that may speak to it in the clear.
     fn agent(&self) -> Agent {
-        let listed = format!(
+        Agent::start(&["-dev", "-hcl", &self.listed()])
+    }
+
+    /// The configuration that allows it.
+    pub(crate) fn listed(&self) -> String {
+        format!(
             "platform {{ images {{ insecure_registries = [\"{}\"] }} }}",
             self.host
-        );
-        Agent::start(&["-dev", "-hcl", &listed])
+        )
     }
 }
 

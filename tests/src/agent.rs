@@ -29,15 +29,19 @@ impl Agent {
 
     /// A single server that keeps its state in `directory`.
     pub fn durable(directory: &Path, ports: Ports) -> Agent {
-        let agent = Agent::on(
-            ports,
-            &[
-                "-server",
-                "-bootstrap",
-                "-bind=127.0.0.1",
-                &format!("-data-dir={}", directory.display()),
-            ],
-        );
+        Agent::durable_with(directory, ports, &[])
+    }
+
+    /// The same with more flags.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start.
+    pub fn durable_with(directory: &Path, ports: Ports, more: &[&str]) -> Agent {
+        let data = format!("-data-dir={}", directory.display());
+        let mut flags = vec!["-server", "-bootstrap", "-bind=127.0.0.1", &data];
+        flags.extend(more);
+        let agent = Agent::on(ports, &flags);
         agent.unwrap_or_else(|text| panic!("the agent does not start:\n{text}"))
     }
 

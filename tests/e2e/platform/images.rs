@@ -4,10 +4,17 @@ use std::{path::Path, process::Command};
 
 use wharf_tests::{eventually, missing, run, wharf};
 
-use super::world::{PATIENCE, World, world};
+use rustix::process::Signal;
+
+use super::world::{PATIENCE, World, world, world_with};
+use crate::images::Registry;
 
 /// Debian's static busybox, and an image with nothing but it.
 pub(super) fn busybox(world: &World, out: &str) -> Option<String> {
+    busybox_with(world, out, "FROM_IMAGE=yes")
+}
+
+fn busybox_with(world: &World, out: &str, variable: &str) -> Option<String> {
     let Some(path) = ["/bin/busybox", "/usr/bin/busybox"]
         .into_iter()
         .find(|path| Path::new(path).exists())
@@ -20,7 +27,7 @@ pub(super) fn busybox(world: &World, out: &str) -> Option<String> {
     command
         .args(["image", "build", "-name=box:1", "-user=1000:1000"])
         .arg(format!("-file={path}:/bin/busybox"))
-        .args(["-entrypoint=/bin/busybox", "-env=FROM_IMAGE=yes", "-o"])
+        .args(["-entrypoint=/bin/busybox", "-env", variable, "-o"])
         .arg(&out)
         .env_remove("SOURCE_DATE_EPOCH");
     run(&mut command).success();
@@ -52,7 +59,8 @@ fn said(world: &mut World, last: &str) -> String {
     let id = world.live("box").remove(0).id;
     let mut text = String::new();
     let complete = eventually(PATIENCE, || {
-        text = world.agent.run(&["alloc", "logs", &id]).success();
+        // Nothing of it, before it has started.
+        text = world.agent.run(&["alloc", "logs", &id]).out;
         text.contains(last)
     });
     assert!(complete, "{text}");
@@ -128,6 +136,56 @@ fn an_archive_is_taken_over_when_the_job_is_registered() {
             let live = world.live("box");
             live.len() == 1 && live[0].id != first.id && live[0].json["ClientStatus"] == "running"
         }));
+        world.stop_and_look("box");
+    });
+}
+
+#[test]
+fn a_tag_is_what_it_was_when_the_job_was_registered() {
+    let prepare = || {
+        let registry = Registry::start()?;
+        let flags = vec!["-hcl".to_owned(), registry.listed()];
+        Some((registry, flags))
+    };
+    world_with(prepare, |world, mut registry| {
+        let (Some(old), Some(new)) = (
+            busybox_with(world, "old.tar", "FROM_IMAGE=old"),
+            busybox_with(world, "new.tar", "FROM_IMAGE=new"),
+        ) else {
+            return;
+        };
+        registry.push(Path::new(&old), "team/box:1", &[]);
+        let image = format!("{}/team/box:1", registry.host);
+        let text = container(
+            &image,
+            "",
+            "echo $FROM_IMAGE END; exec /bin/busybox sleep 1000",
+        );
+        world.job(&text);
+        assert_eq!(said(world, "END"), "old END\n");
+        registry.push(Path::new(&new), "team/box:1", &[]);
+        let first = world.live("box").remove(0);
+        world.agent.run(&["alloc", "stop", &first.id]).success();
+        let replaced = eventually(PATIENCE, || {
+            let live = world.live("box");
+            live.len() == 1 && live[0].id != first.id
+        });
+        assert!(replaced);
+        assert_eq!(said(world, "END"), "old END\n");
+        // Registered again, it is the new one, which the node fetches.
+        let changed = text.replace("restart {", "restart { delay = \"1s\"");
+        world.job(&changed);
+        assert_eq!(said(world, "END"), "new END\n");
+        // And what is here needs no registry.
+        registry.process.stop(Signal::KILL);
+        let second = world.live("box").remove(0);
+        world.agent.run(&["alloc", "stop", &second.id]).success();
+        let replaced = eventually(PATIENCE, || {
+            let live = world.live("box");
+            live.len() == 1 && live[0].id != second.id
+        });
+        assert!(replaced);
+        assert_eq!(said(world, "END"), "new END\n");
         world.stop_and_look("box");
     });
 }

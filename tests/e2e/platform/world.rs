@@ -38,6 +38,15 @@ impl Links {
 
 /// Runs a test against an agent that keeps its state, where this machine can run containers.
 pub(crate) fn world(test: impl FnOnce(&mut World) + Send) {
+    world_with(|| Some(((), Vec::new())), |world, ()| test(world));
+}
+
+/// The same with something that is in the network before the agent, and flags that tell the agent of it. Without it
+/// nothing is done.
+pub(crate) fn world_with<T>(
+    prepare: impl FnOnce() -> Option<(T, Vec<String>)> + Send,
+    test: impl FnOnce(&mut World, T) + Send,
+) {
     if Command::new("nft").arg("-v").output().is_err() {
         missing("nft (nftables)");
         return;
@@ -45,7 +54,12 @@ pub(crate) fn world(test: impl FnOnce(&mut World) + Send) {
     in_network(|| {
         let directory = tempfile::tempdir().unwrap();
         let before = Links::now();
-        let agent = Agent::durable(&directory.path().join("data"), Ports::choose());
+        let Some((prepared, flags)) = prepare() else {
+            return;
+        };
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let data = directory.path().join("data");
+        let agent = Agent::durable_with(&data, Ports::choose(), &flags);
         let mut world = World {
             agent,
             before,
@@ -62,7 +76,7 @@ pub(crate) fn world(test: impl FnOnce(&mut World) + Send) {
             missing(&format!("containers:\n{drivers} {status}"));
             return;
         }
-        test(&mut world);
+        test(&mut world, prepared);
     });
 }
 
