@@ -1,6 +1,7 @@
 //! What runs, when something of it is killed.
 
 use std::{
+    collections::BTreeSet,
     fs,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -8,11 +9,11 @@ use std::{
 
 use rustix::process::Signal;
 use serde_json::Value;
-use wharf_tests::{Agent, eventually};
+use wharf_tests::{Agent, eventually, in_network, missing};
 
 use super::{
     run::{ask, ask_until},
-    world::{PATIENCE, is_alive, kill, world},
+    world::{PATIENCE, is_alive, kill, processes, world},
 };
 
 /// `count` small web servers with sidecars, started again at once.
@@ -179,5 +180,32 @@ fn a_job_that_was_stopped_while_the_agent_was_away_is_taken_down() {
         });
         assert!(eventually(PATIENCE, || world.passing("web") == 0));
         world.look();
+    });
+}
+
+#[test]
+fn what_a_killed_development_agent_left_is_ended_by_the_next() {
+    in_network(|| {
+        let agent = Agent::start(&["-dev"]);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/web.hcl");
+        let ran = agent.run(&["job", "run", path]);
+        if ran.code != Some(0) && ran.err.contains("unhealthy") {
+            missing(&ran.err);
+            return;
+        }
+        ran.success();
+        let rows = agent.http.get("/v1/job/web/allocations").json();
+        let ids: BTreeSet<String> = rows
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["ID"].as_str().unwrap().to_owned())
+            .collect();
+        assert!(!processes(&ids).is_empty());
+        agent.kill();
+        assert!(!processes(&ids).is_empty(), "nobody has ended them yet");
+        let _next = Agent::start(&["-dev"]);
+        // It may be another test's agent that is faster.
+        assert!(eventually(PATIENCE, || processes(&ids).is_empty()));
     });
 }

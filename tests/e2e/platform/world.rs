@@ -269,7 +269,7 @@ impl World {
 }
 
 /// Processes in the control groups of these allocations.
-fn processes(ids: &BTreeSet<String>) -> Vec<(Pid, String)> {
+pub(crate) fn processes(ids: &BTreeSet<String>) -> Vec<(Pid, String)> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter_map(|pid| {

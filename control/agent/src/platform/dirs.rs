@@ -8,15 +8,16 @@ use std::{
 };
 
 use uuid::Uuid;
-use wharf_launcher::container::cgroup::{self, Hierarchy};
+
+use super::abandoned;
 
 /// Below it, short paths for sockets and pinned namespaces: `sun_path` has 108 bytes.
 const RUN_ROOT: &str = "/run/wharf";
 
 /// What the directories of agents without a data directory begin with.
-const TEMPORARY: &str = "wharf-dev-";
+pub(super) const TEMPORARY: &str = "wharf-dev-";
 /// Locked for as long as the agent of a temporary directory runs.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// A directory that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -44,38 +45,31 @@ impl Dirs {
     }
 
     fn open_below(data_dir: Option<&Path>, run_root: &Path) -> Result<Dirs, DirsError> {
-        // What runs has a control group.
-        let hierarchy = Hierarchy::detect();
-        let runs = |alloc: &str| {
-            let group = Path::new(cgroup::ROOT).join(alloc);
-            hierarchy
-                .as_ref()
-                .map_or(true, |hierarchy| hierarchy.group(&group).exists())
-        };
-        Dirs::open_in(data_dir, run_root, &std::env::temp_dir(), runs)
+        if data_dir.is_none() {
+            abandoned::clear(&std::env::temp_dir(), run_root);
+        }
+        Dirs::open_in(data_dir, run_root, &std::env::temp_dir())
     }
 
-    fn open_in(
+    pub(super) fn open_in(
         data_dir: Option<&Path>,
         run_root: &Path,
         temporary_root: &Path,
-        runs: impl Fn(&str) -> bool,
     ) -> Result<Dirs, DirsError> {
-        let state = match data_dir {
-            Some(directory) => directory.join("platform"),
+        let (state, temporary) = match data_dir {
+            Some(directory) => {
+                let state = directory.join("platform");
+                create(&state)?;
+                (state, None)
+            }
             None => {
-                remove_abandoned(temporary_root, run_root, runs);
-                temporary_root.join(format!("{TEMPORARY}{}", Uuid::new_v4().simple()))
+                let (state, lock) = temporary(temporary_root)?;
+                (state, Some(lock))
             }
         };
-        create(&state)?;
         let state = fs::canonicalize(&state).map_err(failed("find", &state))?;
         let run = run_root.join(short_hash(&state));
         create(&run)?;
-        let temporary = match data_dir {
-            Some(_) => None,
-            None => Some(lock(&state)?),
-        };
         let dirs = Dirs {
             state,
             run,
@@ -129,31 +123,18 @@ impl Dirs {
     }
 }
 
-fn lock(state: &Path) -> Result<File, DirsError> {
-    let path = state.join(LOCK);
+/// A new directory and its lock. It gets the name under which others look for what was abandoned when it is locked.
+fn temporary(root: &Path) -> Result<(PathBuf, File), DirsError> {
+    let name = format!("{TEMPORARY}{}", Uuid::new_v4().simple());
+    let unlocked = root.join(format!(".{name}"));
+    create(&unlocked)?;
+    let path = unlocked.join(LOCK);
     let file = File::create(&path).map_err(failed("create", &path))?;
     // It is new, so nobody else has it.
     file.lock().map_err(failed("lock", &path))?;
-    Ok(file)
-}
-
-/// Removes what agents left that were killed: their temporary directories, unless allocations of theirs still run.
-fn remove_abandoned(temporary_root: &Path, run_root: &Path, runs: impl Fn(&str) -> bool) {
-    let entries = fs::read_dir(temporary_root).into_iter().flatten().flatten();
-    let temporary =
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY));
-    for state in temporary.map(|entry| entry.path()) {
-        let free = File::open(state.join(LOCK)).is_ok_and(|file| file.try_lock().is_ok());
-        let empty = fs::read_dir(state.join("allocs")).is_ok_and(|allocs| {
-            let mut names = allocs.flatten().map(|entry| entry.file_name());
-            !names.any(|name| runs(&name.to_string_lossy()))
-        });
-        if let (true, true, Ok(state)) = (free, empty, fs::canonicalize(&state)) {
-            // What cannot be removed is in nobody's way.
-            let _ = fs::remove_dir_all(run_root.join(short_hash(&state)));
-            let _ = fs::remove_dir_all(&state);
-        }
-    }
+    let state = root.join(name);
+    fs::rename(&unlocked, &state).map_err(failed("name", &unlocked))?;
+    Ok((state, file))
 }
 
 fn create(path: &Path) -> Result<(), DirsError> {
@@ -170,7 +151,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirsErro
 }
 
 /// Eight digits of the SHA-256 of a path.
-fn short_hash(path: &Path) -> String {
+pub(super) fn short_hash(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     let digest = ring::digest::digest(&ring::digest::SHA256, path.as_os_str().as_bytes());
     let first = digest.as_ref().iter().take(4);
@@ -210,33 +191,12 @@ mod tests {
     fn without_one_everything_goes() {
         let root = tempfile::tempdir().expect("a directory");
         let run = root.path().join("run");
-        let open = || Dirs::open_in(None, &run, root.path(), |_| true).expect("opened");
+        let open = || Dirs::open_in(None, &run, root.path()).expect("opened");
         let (first, second) = (open(), open());
         assert_ne!(first.run(), second.run());
         for dirs in [first, second] {
             dirs.close();
             assert!(!dirs.state().exists() && !dirs.run().exists());
         }
-    }
-
-    #[test]
-    fn what_a_killed_agent_left_goes_with_the_next_one_unless_something_may_run() {
-        let root = tempfile::tempdir().expect("a directory");
-        let run = root.path().join("run");
-        let runs = |alloc: &str| alloc == "a";
-        let open = || Dirs::open_in(None, &run, root.path(), runs).expect("opened");
-        let (killed, running, alive) = (open(), open(), open());
-        fs::create_dir(running.allocs().join("a")).expect("created");
-        fs::create_dir(killed.allocs().join("b")).expect("created");
-        let paths = [killed.state().to_owned(), killed.run().to_owned()];
-        let kept = [
-            running.state().to_owned(),
-            running.run().to_owned(),
-            alive.state().to_owned(),
-        ];
-        drop((killed, running));
-        let _next = open();
-        assert!(paths.iter().all(|path| !path.exists()));
-        assert!(kept.iter().all(|path| path.exists()));
     }
 }

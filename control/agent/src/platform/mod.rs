@@ -3,6 +3,7 @@
 //! [`scheduling`] is the leader's half: it watches jobs, allocations and nodes, and writes plans. [`Platform`] is the
 //! node's: what it needs before anything runs here.
 
+mod abandoned;
 mod dirs;
 pub mod health;
 pub mod images;
