@@ -27,7 +27,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 fn detail(status: &str, running: u32, failures: serde_json::Value) -> String {
     json!({
         "Name": "web", "Groups": [], "Version": 0, "Stop": status == "dead", "Status": status,
-        "Summary": {"web": {"Desired": 1, "Running": running}},
+        "Summary": {"web": {"Desired": 1, "Running": running, "Healthy": running}},
         "PlacementFailures": failures,
     })
     .to_string()
@@ -100,6 +100,20 @@ fn a_start_is_followed_to_its_end() {
     );
     assert_eq!(lines[3], r#"Job "web" runs: 1/1 instances"#);
     assert_eq!(lines.len(), 4, "each event once: {}", printed.out);
+}
+
+#[test]
+fn what_runs_and_does_not_pass_is_waited_for() {
+    let unhealthy = detail("running", 1, json!([])).replace(r#""Healthy":1"#, r#""Healthy":0"#);
+    let agent = agent(vec![alloc("running", 9, json!([]))], unhealthy);
+    let file = file(FILE);
+    let path = file.path().to_str().unwrap();
+    let printed = agent.wharf(&["job", "run", "-timeout=300ms", path]);
+    assert_eq!(printed.code, 1);
+    assert_eq!(
+        printed.err,
+        "not all of job \"web\" runs after 300ms\n  cause: 0 of 1 healthy\n  try:   wharf job status web\n"
+    );
 }
 
 #[test]
