@@ -5,6 +5,7 @@
 //! followed by a MessagePack map; fields can be added with a default, variants can be added at will.
 
 mod platform;
+mod restore;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::model::{ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, Nod
 pub use platform::{
     PlacementRefusal, Plan, PlanOutcome, PlanStop, PlatformCommand, PlatformRefusal,
 };
+pub use restore::{MAX_RESTORE_PART, RestoreCommand, RestoreRefusal};
 
 /// The version of the encoding that [`Command::encode`] writes.
 const ENCODING: u8 = 1;
@@ -26,6 +28,7 @@ pub enum Command {
     Kv(KvCommand),
     Config(ConfigCommand),
     Platform(PlatformCommand),
+    Restore(RestoreCommand),
 }
 
 /// Puts a node, an instance on it and checks into the catalog. What is there and says the same is
@@ -147,6 +150,8 @@ pub enum Refusal {
     KeyMissing,
     #[error(transparent)]
     Platform(#[from] PlatformRefusal),
+    #[error(transparent)]
+    Restore(#[from] RestoreRefusal),
 }
 
 /// A command that cannot be read: written by a newer wharf, or damaged.

@@ -81,16 +81,19 @@ impl Replica {
         self.registry
             .view
             .store(Arc::new(View::new(self.state.clone())));
-        self.registry.watches.wake(&touched);
+        match touched.is_everything() {
+            true => self.registry.watches.wake_all(),
+            false => self.registry.watches.wake(&touched),
+        }
         match unreadable {
             None => Ok(outcomes),
             Some(unreadable) => Err(unreadable),
         }
     }
 
-    /// The index of the last entry applied.
+    /// The place in the log of the last entry applied.
     pub fn last_applied(&self) -> u64 {
-        self.state.applied()
+        self.state.log_index()
     }
 
     /// The state as it is now, for a snapshot; costs a few pointers.

@@ -14,8 +14,8 @@ use crate::{
         platform::{Alloc, Job, PlatformNode},
     },
     state::{
-        Indexes, Instance, JobEntry, NodeEntry, PlatformIndexes, Record, ServiceEntry, State,
-        kv::prefix_range,
+        Indexes, Instance, JobEntry, NodeEntry, PlatformIndexes, Record, Restoring, ServiceEntry,
+        State, kv::prefix_range,
     },
     watch::WatchKey,
 };
@@ -34,6 +34,22 @@ impl View {
     /// The last log entry that this view has seen.
     pub fn applied(&self) -> u64 {
         self.state.indexes.applied
+    }
+
+    /// The place in the log of the last entry that this view has seen.
+    pub fn log_index(&self) -> u64 {
+        self.state.log_index()
+    }
+
+    /// When the whole state was last replaced by that of a snapshot, 0: never. Whatever was read before is
+    /// older, also where its own index says less.
+    pub fn restored(&self) -> u64 {
+        self.state.indexes.restored
+    }
+
+    /// The restore that is under way.
+    pub fn restoring(&self) -> Option<&Restoring> {
+        self.state.restoring.as_ref()
     }
 
     /// When the answers to whole-table questions last changed.

@@ -20,7 +20,7 @@ pub(super) fn collect(inner: &Inner, last_contact: Option<Duration>) -> Vec<(Str
     let index = |id: Option<u64>| id.unwrap_or(0).to_string();
     let last_log = inner.log.state().last;
     let commit = metrics.local_committed.map(|id| id.index);
-    let applied = inner.registry.view().applied();
+    let applied = inner.registry.view().log_index();
     let voters = metrics.membership_config.voter_ids().count();
     let configuration = metrics.membership_config.membership();
     let servers: Vec<String> = configuration

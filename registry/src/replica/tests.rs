@@ -1,6 +1,7 @@
 //! Properties of the state machine as a whole, over random histories.
 
 mod platform;
+mod restore;
 
 use std::{collections::BTreeMap, net::IpAddr};
 

@@ -6,6 +6,7 @@
 //! checksum held, and says that it reached the end only if the hash of everything did; whoever
 //! builds a state from it throws the state away otherwise.
 
+pub mod archive;
 mod format;
 mod reader;
 mod store;

@@ -26,6 +26,7 @@ pub struct SnapshotReader<R> {
     /// Decoded, and not handed out yet.
     records: VecDeque<Record>,
     counts: BTreeMap<u8, u64>,
+    sizes: BTreeMap<u8, u64>,
     table: u8,
     ended: bool,
 }
@@ -66,6 +67,7 @@ impl<R: Read> SnapshotReader<R> {
             meta,
             records: VecDeque::new(),
             counts: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             table: 0,
             ended: false,
         })
@@ -73,6 +75,14 @@ impl<R: Read> SnapshotReader<R> {
 
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
+    }
+
+    /// The tables that were read so far: number, records, bytes.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (u8, u64, u64)> + '_ {
+        let sizes = &self.sizes;
+        let tables = self.counts.iter();
+        tables
+            .map(move |(table, records)| (*table, *records, sizes.get(table).copied().unwrap_or(0)))
     }
 
     /// Reads to the end without decoding records, and says whether the snapshot is whole.
@@ -102,6 +112,7 @@ impl<R: Read> SnapshotReader<R> {
                 }
                 self.table = head.table;
                 *self.counts.entry(head.table).or_default() += u64::from(head.records);
+                *self.sizes.entry(head.table).or_default() += u64::from(head.len);
                 Ok(Part::Block(head, body))
             }
             [FOOTER] => self.footer().map(Part::End),

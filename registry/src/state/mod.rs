@@ -14,6 +14,7 @@ mod config_entry;
 pub(crate) mod kv;
 pub(crate) mod platform;
 mod records;
+mod restore;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -28,6 +29,7 @@ use crate::{
 pub use catalog::{Instance, InstanceKey, NodeEntry, ServiceEntry};
 pub use platform::{JobEntry, PlatformIndexes, PlatformRecord};
 pub use records::{Record, RecordError};
+pub use restore::Restoring;
 
 /// All replicated state of the platform at one index.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +47,11 @@ pub struct State {
     pub(crate) tombstones: OrdMap<Str, kv::Tombstone>,
     pub(crate) config: OrdMap<(ConfigEntryKind, Str), Arc<ConfigEntry>>,
     pub(crate) platform: platform::PlatformState,
+    /// The parts of a restore that have come so far.
+    pub(crate) restoring: Option<Restoring>,
+    /// By how much indexes are above those of the log. A restored state brings larger ones from the log that it was
+    /// saved from, and no index goes back.
+    pub(crate) offset: u64,
     pub(crate) indexes: Indexes,
 }
 
@@ -71,29 +78,46 @@ pub struct Indexes {
     pub node_extinction: u64,
     /// A service lost its last instance.
     pub service_extinction: u64,
+    /// The whole state was replaced: the answer to every question is at least as new.
+    pub restored: u64,
 }
 
 /// The watch keys whose answers a batch of commands changed, each once.
 #[derive(Debug, Default)]
-pub struct Touched(BTreeSet<WatchKey>);
+pub struct Touched {
+    keys: BTreeSet<WatchKey>,
+    everything: bool,
+}
 
 impl Touched {
     pub(crate) fn add(&mut self, key: WatchKey) {
-        self.0.insert(key);
+        self.keys.insert(key);
+    }
+
+    /// The state was replaced.
+    pub(crate) fn add_everything(&mut self) {
+        self.everything = true;
+    }
+
+    /// Whether every key is touched, also one that [`Touched::iter`] does not name.
+    pub fn is_everything(&self) -> bool {
+        self.everything
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &WatchKey> {
-        self.0.iter()
+        self.keys.iter()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.keys.is_empty() && !self.everything
     }
 }
 
 impl State {
     /// Applies one entry. `index` is the entry's log index and must be above every earlier one.
     pub fn apply(&mut self, index: u64, command: &Command, touched: &mut Touched) -> Outcome {
+        let log_index = index;
+        let index = index + self.offset;
         debug_assert!(
             index > self.indexes.applied,
             "entries are applied in order, once"
@@ -110,6 +134,12 @@ impl State {
             Command::Kv(command) => self.apply_kv(index, command, touched),
             Command::Config(command) => self.apply_config(index, command, touched),
             Command::Platform(command) => self.platform.apply(index, command, touched),
+            Command::Restore(command) => {
+                // It may bring another offset.
+                let outcome = self.apply_restore(log_index, command, touched);
+                self.indexes.applied = log_index + self.offset;
+                return outcome;
+            }
         };
         self.indexes.applied = index;
         outcome
@@ -119,13 +149,19 @@ impl State {
     /// is 0.
     pub fn skip(&mut self, index: u64) {
         debug_assert!(
-            index > self.indexes.applied || index == 0,
+            index + self.offset > self.indexes.applied || index == 0,
             "entries are applied in order, once"
         );
-        self.indexes.applied = index;
+        self.indexes.applied = index + self.offset;
     }
 
+    /// The index of the last entry.
     pub fn applied(&self) -> u64 {
         self.indexes.applied
+    }
+
+    /// The place of the last entry in the log.
+    pub fn log_index(&self) -> u64 {
+        self.indexes.applied - self.offset
     }
 }

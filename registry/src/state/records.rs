@@ -5,13 +5,17 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Indexes, Instance, NodeEntry, ServiceEntry, State, kv::Tombstone, platform::PlatformRecord,
+    Indexes, Instance, NodeEntry, Restoring, ServiceEntry, State, kv::Tombstone,
+    platform::PlatformRecord,
 };
-use crate::model::{ConfigEntry, HealthCheck, KvEntry, Node, NodeService, Str, fold_name};
+use crate::model::{
+    ConfigEntry, HealthCheck, KvEntry, Node, NodeService, Str, fold_name, platform::UnixNanos,
+};
 
 /// One row of a table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +43,11 @@ pub enum Record {
     },
     Config(Arc<ConfigEntry>),
     Platform(PlatformRecord),
+    RestorePart {
+        id: Str,
+        time: UnixNanos,
+        bytes: Bytes,
+    },
 }
 
 /// [`Indexes`] as they are stored: a field that an older snapshot lacks is 0.
@@ -54,6 +63,9 @@ pub struct IndexesRecord {
     config: u64,
     node_extinction: u64,
     service_extinction: u64,
+    restored: u64,
+    /// [`State::offset`]
+    offset: u64,
 }
 
 /// Records that do not make a state.
@@ -83,12 +95,34 @@ impl Record {
             Record::Tombstone { .. } => 21,
             Record::Config(_) => 30,
             Record::Platform(record) => record.table(),
+            Record::RestorePart { .. } => 90,
+        }
+    }
+
+    /// Whether it is of something under way, and not of what people keep.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Record::RestorePart { .. })
+    }
+
+    /// What people call the table of that number.
+    pub fn table_name(table: u8) -> &'static str {
+        match table {
+            1 => "Index",
+            10 => "Node",
+            11 => "Service",
+            12 => "Check",
+            13 => "ServiceIndex",
+            20 => "KV",
+            21 => "Tombstone",
+            30 => "ConfigEntry",
+            90 => "RestorePart",
+            number => PlatformRecord::table_name(number),
         }
     }
 
     /// Whether this binary knows the table of that number.
     pub fn knows_table(table: u8) -> bool {
-        matches!(table, 1 | 10..=13 | 20 | 21 | 30 | 40..=44)
+        matches!(table, 1 | 10..=13 | 20 | 21 | 30 | 40..=44 | 90)
     }
 }
 
@@ -106,6 +140,7 @@ impl State {
             config,
             node_extinction,
             service_extinction,
+            restored,
         } = self.indexes;
         let indexes = Record::Indexes(IndexesRecord {
             nodes,
@@ -117,6 +152,8 @@ impl State {
             config,
             node_extinction,
             service_extinction,
+            restored,
+            offset: self.offset,
         });
         let node_rows = self.nodes.values().map(|entry| Record::Node {
             index: entry.index,
@@ -161,9 +198,10 @@ impl State {
             .chain(stones)
             .chain(config_rows)
             .chain(self.platform.records().map(Record::Platform))
+            .chain(self.restoring.iter().flat_map(Restoring::records))
     }
 
-    /// An empty state whose last entry was `applied`, to be filled with [`State::insert`].
+    /// An empty state whose last entry has this place in the log, to be filled with [`State::insert`].
     pub fn restored(applied: u64) -> State {
         State {
             indexes: Indexes {
@@ -217,14 +255,22 @@ impl State {
                     .insert((entry.kind(), entry.name().clone()), entry);
             }
             Record::Platform(record) => self.platform.insert(record)?,
+            Record::RestorePart { id, time, bytes } => {
+                let restoring = self
+                    .restoring
+                    .get_or_insert_with(|| Restoring::new(id, time));
+                restoring.push(bytes);
+            }
         }
         Ok(())
     }
 
     fn insert_indexes(&mut self, record: IndexesRecord) {
-        let applied = self.indexes.applied;
+        let log_index = self.log_index();
+        self.offset = record.offset;
         self.indexes = Indexes {
-            applied,
+            applied: log_index + record.offset,
+            restored: record.restored,
             nodes: record.nodes,
             services: record.services,
             service_names: record.service_names,

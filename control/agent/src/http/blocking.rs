@@ -188,7 +188,8 @@ pub(crate) async fn wait(
     let registry = context.cluster.registry();
     let current = || {
         let view = registry.view();
-        let index = index(&view).max(1);
+        // A restored state may bring a smaller one than the caller has seen.
+        let index = index(&view).max(view.restored()).max(1);
         (view, index)
     };
     if options.min_index == 0 {

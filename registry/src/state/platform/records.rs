@@ -43,6 +43,17 @@ impl PlatformRecord {
             PlatformRecord::Alloc(_) => 44,
         }
     }
+
+    pub(in crate::state) fn table_name(table: u8) -> &'static str {
+        match table {
+            40 => "PlatformIndex",
+            41 => "Job",
+            42 => "JobVersion",
+            43 => "PlatformNode",
+            44 => "Allocation",
+            _ => "Unknown",
+        }
+    }
 }
 
 impl PlatformState {

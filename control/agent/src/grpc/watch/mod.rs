@@ -130,8 +130,8 @@ pub(super) async fn follow<S: Subject>(
         told.event(view.applied(), Event::SnapshotComplete(SnapshotComplete {}))
             .await?;
     } else {
-        // An index from the future is one of another history.
-        let known = resume_index <= view.applied();
+        // An index from the future is one of another history, and so is one from before a restore.
+        let known = (view.restored()..=view.applied()).contains(&resume_index);
         let changes = known
             .then(|| subject.changes_since(&view, resume_index))
             .flatten();
