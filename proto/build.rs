@@ -18,5 +18,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .compile_fds(descriptors)?;
+    // Apart from what reflection shows: it is between servers.
+    let servers = protox::compile(["proto/wharf/server/v1/server.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .compile_fds(servers)?;
     Ok(())
 }

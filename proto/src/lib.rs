@@ -8,5 +8,13 @@ pub mod v1 {
     tonic::include_proto!("wharf.v1");
 }
 
-/// The encoded `FileDescriptorSet` of every package, for gRPC server reflection.
+/// Package `wharf.server.v1`: what the servers of a cluster say to each other.
+pub mod server {
+    #[allow(missing_debug_implementations, unreachable_pub, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("wharf.server.v1");
+    }
+}
+
+/// The encoded `FileDescriptorSet` of every public package, for gRPC server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/wharf.v1.fds"));

@@ -110,7 +110,7 @@ pub enum ConfigCommand {
 }
 
 /// What a command came to, on every replica alike.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
     /// Done. Also the outcome of an entry without a command.
     Done,
@@ -123,7 +123,7 @@ pub enum Outcome {
 }
 
 /// Why the state machine refused a command. The texts are Consul's where it has one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     #[error("Must provide node")]
     NodeNameMissing,
@@ -187,9 +187,50 @@ impl Command {
     }
 }
 
+impl Outcome {
+    /// The bytes in which a leader tells another server what its command came to.
+    ///
+    /// # Panics
+    /// Never, for the reasons of [`Command::encode`].
+    pub fn encode(&self) -> Bytes {
+        let mut buffer = BytesMut::new().writer();
+        self.serialize(&mut rmp_serde::Serializer::new(&mut buffer).with_struct_map())
+            .expect("an outcome always encodes");
+        buffer.into_inner().freeze()
+    }
+
+    /// Fails for an outcome that a newer wharf knows and this one does not.
+    pub fn decode(bytes: &[u8]) -> Result<Outcome, DecodeError> {
+        Ok(rmp_serde::from_slice(bytes)?)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn outcomes_survive_the_way_between_servers() {
+        let left_out = PlacementRefusal::PortTaken {
+            node: "n1".into(),
+            port: 80,
+            holder: "a1".into(),
+        };
+        let outcomes = [
+            Outcome::Done,
+            Outcome::Applied(false),
+            Outcome::Planned(PlanOutcome {
+                placed: 3,
+                left_out: vec![("a2".into(), left_out)],
+            }),
+            Outcome::Refused(Refusal::UnknownService("s".into(), "c".into())),
+            Outcome::Refused(PlatformRefusal::JobStopped("web".into()).into()),
+        ];
+        for outcome in outcomes {
+            assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
+        }
+        assert!(Outcome::decode(b"\xc1").is_err());
+    }
 
     #[test]
     fn commands_survive_the_log() {

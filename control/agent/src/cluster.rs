@@ -5,7 +5,9 @@
 
 use std::{fmt, future::Future, pin::Pin};
 
-use wharf_registry::{Command, Outcome, Registry, command::Refusal};
+use wharf_registry::{
+    Command, Outcome, Registry, command::Refusal, consensus::Member, log::ServerId,
+};
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -35,6 +37,9 @@ pub enum ClusterError {
     OutcomeUnknown(String),
     #[error("the agent is shutting down")]
     ShuttingDown,
+    /// A change of the servers that was not made.
+    #[error("{0}")]
+    Operation(String),
     #[error(transparent)]
     Refused(Refusal),
 }
@@ -72,6 +77,31 @@ pub trait Cluster: fmt::Debug + Send + Sync + 'static {
 
     /// Figures of the consensus, as `consul info` shows them under `raft`.
     fn stats(&self) -> Vec<(String, String)>;
+
+    /// The servers as this agent knows them.
+    fn servers(&self) -> Vec<Member> {
+        Vec::new()
+    }
+
+    /// What an operator may do to the servers; `None` where there are none to speak of.
+    fn operator(&self) -> Option<&dyn Operator> {
+        None
+    }
+}
+
+/// The servers of a cluster, as an operator sees and changes them. All of it is asked of the leader.
+pub trait Operator: Send + Sync {
+    /// The servers as the leader knows them, and the index of the log at which it does.
+    fn configuration(&self) -> BoxFuture<'_, Result<(Vec<Member>, u64), ClusterError>>;
+
+    /// Takes a server out of the cluster.
+    fn remove(&self, id: ServerId) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// Hands the leadership to a server, or to the best one. Returns its name.
+    fn transfer_leadership(
+        &self,
+        to: Option<ServerId>,
+    ) -> BoxFuture<'_, Result<String, ClusterError>>;
 }
 
 impl dyn Cluster {

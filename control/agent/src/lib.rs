@@ -20,6 +20,7 @@ pub mod local;
 pub mod platform;
 mod run;
 pub mod server;
+pub(crate) mod servers;
 mod sockets;
 pub mod telemetry;
 mod tls;

@@ -9,6 +9,7 @@ mod definitions;
 mod dns;
 mod files;
 mod identity;
+mod raft;
 mod reload;
 mod settings;
 
@@ -24,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wharf_dns::DnsServer;
 use wharf_registry::{
-    consensus::{Consensus, ConsensusConfig, StartError, Timings},
+    consensus::{Consensus, StartError},
     model::NodeService,
 };
 
@@ -33,6 +34,7 @@ use self::{
     dns::{DnsVisibility, zone},
     files::{Leftovers, log_output},
     identity::{catalog_node, join_host_port, node_info, node_uuid, server_meta},
+    raft::{consensus_config, give_up_leadership, introduction, server_port},
     reload::Signals,
     settings::{http_settings, level, local_options},
 };
@@ -54,6 +56,7 @@ use crate::{
         scheduling::{Decisions, Scheduling},
     },
     server::Server,
+    servers::{self, Peers},
     sockets::{ListenerTls, SocketError, Sockets},
     telemetry::{
         logs::{LogFormat, Logs},
@@ -86,10 +89,6 @@ pub enum RunError {
         "this agent would be a client of other servers, which is not built yet: run it as a server (-server -bootstrap -data-dir=DIR) or with -dev"
     )]
     ClientAgent,
-    #[error(
-        "this server would wait for {0} servers to form a cluster, which is not built yet: use -bootstrap or -bootstrap-expect=1"
-    )]
-    Cluster(u32),
     #[error("the asynchronous runtime does not start: {0}")]
     Runtime(io::Error),
 }
@@ -136,17 +135,20 @@ impl Agent {
         let recorder = Recorder::install();
         let node = node_info(&config, node_uuid);
 
-        let server_port = config.listen.server.map_or(8300, |address| address.port());
+        let server_port = server_port(&config, &sockets);
         let server_address = join_host_port(&config.advertise_addr.to_string(), server_port);
-        let consensus = Consensus::start(ConsensusConfig {
-            data_dir: config.data_dir.clone(),
-            timings: Timings::single(),
-            ..ConsensusConfig::single(&config.node_name, node_uuid, &server_address)
-        })
+        let peers = sockets.server.is_some().then(Peers::default);
+        let consensus = Consensus::start(consensus_config(
+            &config,
+            node_uuid,
+            &server_address,
+            peers.clone(),
+        ))
         .await?;
         let cluster: Arc<dyn Cluster> = Arc::new(Server::new(
             consensus.clone(),
-            server_address,
+            peers.clone(),
+            server_address.clone(),
             config.rpc_hold_timeout,
         ));
         let local = LocalState::open(local_options(&config), catalog_node(&node))?;
@@ -188,6 +190,15 @@ impl Agent {
 
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let servers = match (sockets.server.take(), peers) {
+            (Some(listener), Some(peers)) => Some(servers::start(
+                listener,
+                consensus.clone(),
+                peers,
+                introduction(&config, &server_address, server_port),
+            )),
+            _ => None,
+        };
         let authorizer: Arc<dyn Authorizer> = Arc::new(AllowAll);
         let (control, mut requests) = mpsc::channel(8);
         let settings = http_settings(&config);
@@ -259,6 +270,13 @@ impl Agent {
             cluster.clone(),
             settle.clone(),
         ));
+        if servers.is_some() {
+            tasks.spawn(servers::watch_over_servers(
+                cluster.clone(),
+                consensus.clone(),
+                settle.clone(),
+            ));
+        }
         let scheduling = Scheduling::new(cluster.clone(), decisions);
         tasks.spawn(scheduling.run(settle.clone()));
         tasks.spawn(bootstrap_entries(
@@ -305,6 +323,9 @@ impl Agent {
         {
             tracing::error!(%error, "the allocations of this node were left as they are");
         }
+        if servers.is_some() {
+            give_up_leadership(&consensus).await;
+        }
         shutdown.cancel();
         let served = async {
             http_server.stopped().await;
@@ -329,6 +350,9 @@ impl Agent {
             tracing::error!(%error, "the latest local changes are not on disk");
         }
         consensus.shutdown().await;
+        if let Some(servers) = servers {
+            servers.stop().await;
+        }
         if let Ok(platform) = &platform {
             platform.dirs.close();
         }
@@ -360,12 +384,6 @@ fn platform(
 fn buildable(config: &RuntimeConfig) -> Result<(), RunError> {
     if !config.server {
         return Err(RunError::ClientAgent);
-    }
-    if config.bootstrap_expect > 1 {
-        return Err(RunError::Cluster(config.bootstrap_expect));
-    }
-    if !config.dev_mode && !config.bootstrap && config.bootstrap_expect == 0 {
-        return Err(RunError::Cluster(1));
     }
     Ok(())
 }

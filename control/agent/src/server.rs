@@ -1,19 +1,39 @@
-//! The cluster as a server sees it: its own consensus.
+//! The cluster as a server sees it: its own consensus, and the leader where that is another server.
+//!
+//! A write that this server does not take is proposed at the leader; a read that must be fresh asks the
+//! leader how far the log has to be applied. Both then wait until this server has applied as much, so that
+//! whoever was answered finds it in the view of this server.
+
+mod leader;
 
 use std::{fmt, time::Duration};
 
+use bytes::Bytes;
 use wharf_registry::{
     Command, Outcome, Registry,
-    consensus::{self, Consensus, ProposeError, ReadError},
+    consensus::{
+        self, Consensus, Leader as RaftLeader, Member, MembershipError, ProposeError, ReadError,
+    },
+    log::ServerId,
 };
 
-use crate::cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader};
+use crate::{
+    cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader, Operator},
+    servers::{CallError, Peers},
+};
+
+/// How soon a request that is held looks again whether there is a leader, beside every change of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a write that was acknowledged by the leader is waited for here.
+const APPLIED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Reads and writes through the consensus that this process takes part in.
 #[derive(Clone)]
 pub struct Server {
     consensus: Consensus,
     registry: Registry,
+    /// The way to the other servers, if there may be any.
+    peers: Option<Peers>,
     /// How long a request is held while there is no leader, before it fails (Consul's
     /// `rpc_hold_timeout`).
     hold: Duration,
@@ -30,11 +50,17 @@ impl fmt::Debug for Server {
 
 impl Server {
     /// `address`: `host:port` of this server's own server port.
-    pub fn new(consensus: Consensus, address: String, hold: Duration) -> Server {
+    pub(crate) fn new(
+        consensus: Consensus,
+        peers: Option<Peers>,
+        address: String,
+        hold: Duration,
+    ) -> Server {
         let registry = consensus.registry();
         Server {
             consensus,
             registry,
+            peers,
             hold,
             address,
         }
@@ -58,11 +84,31 @@ impl Server {
                 Err(ClusterError::NoLeader) => {}
                 result => return result,
             }
-            match tokio::time::timeout_at(deadline, changes.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(ClusterError::ShuttingDown),
-                Err(_) => return Err(ClusterError::NoLeader),
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                return Err(ClusterError::NoLeader);
             }
+            // Whom this server takes for the leader may have been deposed, and may know it first.
+            let look_again = deadline.min(now + LOOK_AGAIN);
+            if let Ok(Err(_)) = tokio::time::timeout_at(look_again, changes.changed()).await {
+                return Err(ClusterError::ShuttingDown);
+            }
+        }
+    }
+
+    async fn propose_once(&self, command: Bytes) -> Result<Outcome, ClusterError> {
+        match self.consensus.propose_encoded(command.clone()).await {
+            Ok((_, outcome)) => Ok(outcome),
+            Err(ProposeError::NotLeader { leader }) => self.propose_at(&leader, command).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn barrier_once(&self, consistency: Consistency) -> Result<(), ClusterError> {
+        match self.consensus.read_barrier(consistency.into()).await {
+            Ok(()) => Ok(()),
+            Err(ReadError::NotLeader { leader }) => self.barrier_of(&leader, consistency).await,
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -70,7 +116,7 @@ impl Server {
 impl From<ProposeError> for ClusterError {
     fn from(error: ProposeError) -> ClusterError {
         match error {
-            // Without forwarding, another server's leadership is none that helps.
+            // Where nothing can be forwarded, another server's leadership is none that helps.
             ProposeError::NoLeader | ProposeError::NotLeader { .. } => ClusterError::NoLeader,
             ProposeError::Overloaded => ClusterError::Overloaded,
             ProposeError::ShuttingDown => ClusterError::ShuttingDown,
@@ -108,16 +154,13 @@ impl Cluster for Server {
 
     fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ClusterError>> {
         Box::pin(async move {
-            let command = &command;
-            self.held(|| async move { Ok(self.consensus.propose(command).await?) })
-                .await
+            let command = command.encode();
+            self.held(|| self.propose_once(command.clone())).await
         })
     }
 
     fn barrier(&self, consistency: Consistency) -> BoxFuture<'_, Result<(), ClusterError>> {
-        Box::pin(self.held(move || async move {
-            Ok(self.consensus.read_barrier(consistency.into()).await?)
-        }))
+        Box::pin(self.held(move || self.barrier_once(consistency)))
     }
 
     fn leader(&self) -> Option<Leader> {
@@ -150,6 +193,14 @@ impl Cluster for Server {
     fn stats(&self) -> Vec<(String, String)> {
         self.consensus.stats()
     }
+
+    fn servers(&self) -> Vec<Member> {
+        self.consensus.members()
+    }
+
+    fn operator(&self) -> Option<&dyn Operator> {
+        Some(self)
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +215,7 @@ mod tests {
         let address = "127.0.0.1:8300";
         let config = ConsensusConfig::single("s1", uuid::Uuid::from_u128(1), address);
         let consensus = Consensus::start(config).await.unwrap();
-        let server = Server::new(consensus, address.to_owned(), Duration::from_secs(10));
+        let server = Server::new(consensus, None, address.to_owned(), Duration::from_secs(10));
         while server.leader().is_none() {
             server.leader_changed().await;
         }

@@ -46,6 +46,8 @@ pub(crate) struct Sockets {
     pub(crate) grpc: Vec<GrpcListener>,
     pub(crate) dns_udp: Vec<UdpSocket>,
     pub(crate) dns_tcp: Vec<TcpListener>,
+    /// For other servers. A development server has none.
+    pub(crate) server: Option<TcpListener>,
     /// The files of gRPC's Unix sockets.
     files: Vec<PathBuf>,
     /// What is served where, for a person.
@@ -151,6 +153,11 @@ impl Sockets {
                 sockets.note("gRPC TLS", local(&socket, *address).to_string());
                 sockets.grpc.push(GrpcListener::Tls(socket, tls.clone()));
             }
+        }
+        if let Some(address) = listen.server.filter(|_| !config.dev_mode) {
+            let listener = tcp("other servers", address)?;
+            sockets.note("Servers", local(&listener, address).to_string());
+            sockets.server = Some(listener);
         }
         for address in &listen.dns {
             // Port 0 is chosen once, for both.

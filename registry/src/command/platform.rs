@@ -104,7 +104,7 @@ pub struct PlanStop {
 }
 
 /// What became of a plan.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlanOutcome {
     pub placed: usize,
     /// By the allocation's id.
@@ -112,7 +112,7 @@ pub struct PlanOutcome {
 }
 
 /// Why a placement was left out of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum PlacementRefusal {
     #[error("job {0:?} is gone, or stopped")]
     NoJob(Str),
@@ -131,7 +131,7 @@ pub enum PlacementRefusal {
 }
 
 /// Why a command about the platform was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum PlatformRefusal {
     #[error("a job needs a name")]
     JobNameMissing,

@@ -33,10 +33,8 @@ use wharf_proto::v1::{
     proxy_configuration_server::ProxyConfigurationServer, registry_server::RegistryServer,
 };
 
-use self::{
-    lease::Leases,
-    transport::{Bounds, Gate},
-};
+use self::lease::Leases;
+pub(crate) use self::transport::{Bounds, Gate};
 use crate::{
     authz::Authorizer, cluster::Cluster, context::NodeInfo, local::LocalState, tls::ServerTls,
 };

@@ -92,6 +92,7 @@ pub(super) fn cluster(error: &ClusterError) -> Status {
         ClusterError::Overloaded => retry(Code::ResourceExhausted, "OVERLOADED", message),
         ClusterError::OutcomeUnknown(_) => status(Code::Unknown, "OUTCOME_UNKNOWN", message),
         ClusterError::ShuttingDown => shutting_down(),
+        ClusterError::Operation(_) => status(Code::FailedPrecondition, "REFUSED", message),
         ClusterError::TooLarge(_) => status(Code::InvalidArgument, "TOO_LARGE", message),
         ClusterError::Refused(_) => status(Code::InvalidArgument, "REFUSED", message),
     }

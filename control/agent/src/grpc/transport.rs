@@ -33,18 +33,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is granted to connections.
 #[derive(Clone, Debug)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// Connections from one address.
-    pub(super) per_client: usize,
+    pub(crate) per_client: usize,
     /// Connections from this machine: the sidecars and applications of a node share its loopback.
-    pub(super) per_loopback: usize,
+    pub(crate) per_loopback: usize,
     /// From accept to the end of the HTTP/2 preface, a TLS handshake included.
-    pub(super) preface_within: Duration,
+    pub(crate) preface_within: Duration,
 }
 
 /// Counts the connections of each client.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     bounds: Bounds,
     open: Mutex<HashMap<IpAddr, usize>>,
     /// Cuts every connection when cancelled.
@@ -79,7 +79,7 @@ struct Permit {
 }
 
 impl Gate {
-    pub(super) fn new(bounds: Bounds, cut: CancellationToken) -> Arc<Gate> {
+    pub(crate) fn new(bounds: Bounds, cut: CancellationToken) -> Arc<Gate> {
         Arc::new(Gate {
             bounds,
             open: Mutex::default(),
@@ -107,7 +107,7 @@ impl Gate {
     }
 
     /// The connections that a listener accepts and the gate admits. Ends never.
-    pub(super) fn accept(
+    pub(crate) fn accept(
         self: Arc<Self>,
         listener: GrpcListener,
     ) -> impl Stream<Item = io::Result<Connection>> + Send {
@@ -162,7 +162,7 @@ impl Drop for Permit {
 /// An accepted connection. A TLS handshake happens in its first reads and writes, so that it holds
 /// up nobody else.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     io: Io,
     preface_missing: usize,
     deadline: Pin<Box<Sleep>>,

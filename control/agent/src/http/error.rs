@@ -56,6 +56,7 @@ impl From<ClusterError> for HttpError {
         let status = match &error {
             ClusterError::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             ClusterError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ClusterError::Operation(_) => StatusCode::BAD_REQUEST,
             ClusterError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             ClusterError::Refused(Refusal::Platform(refusal)) => platform_status(refusal),
             ClusterError::NoLeader | ClusterError::OutcomeUnknown(_) | ClusterError::Refused(_) => {

@@ -235,11 +235,14 @@ impl Hub {
     }
 }
 
-/// Whether a level lets an event pass: ours at the level, a library's as a warning.
+/// Whether a level lets an event pass: ours at the level, a library's as a warning, and the consensus
+/// library's as an error: it warns of every heartbeat that a dead server does not answer.
 fn admits(level: LevelFilter, metadata: &Metadata<'_>) -> bool {
     let ours = metadata.target().starts_with("wharf");
     let level = if ours || level == LevelFilter::TRACE {
         level
+    } else if metadata.target().starts_with("openraft") {
+        level.min(LevelFilter::ERROR)
     } else {
         level.min(LevelFilter::WARN)
     };

@@ -1,0 +1,89 @@
+//! The part that this server takes in the consensus: its settings, its start and its end.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+use wharf_registry::{
+    consensus::{Consensus, ConsensusConfig, MembershipError, SnapshotPolicy, Timings, Transport},
+    log::Server,
+};
+
+use crate::{
+    config::RuntimeConfig,
+    servers::{Introduction, Peers},
+    sockets::Sockets,
+};
+
+/// Consul's default of `performance.raft_multiplier`, at which our timings are as they are.
+const DEFAULT_MULTIPLIER: f64 = 5.0;
+
+/// Consul's default of `raft_snapshot_threshold`. Where nobody chose another, ours holds: it keeps enough of
+/// the log for a server that was away for a minute under load.
+const CONSUL_SNAPSHOT_THRESHOLD: u64 = 16_384;
+
+/// The port that other servers are told: the one that is listened on, or the configured one.
+pub(super) fn server_port(config: &RuntimeConfig, sockets: &Sockets) -> u16 {
+    let bound = sockets.server.as_ref();
+    let bound = bound.and_then(|listener| listener.local_addr().ok());
+    let address = bound.or(config.listen.server);
+    address.map_or(8300, |address| address.port())
+}
+
+pub(super) fn consensus_config(
+    config: &RuntimeConfig,
+    node_uuid: Uuid,
+    server_address: &str,
+    peers: Option<Peers>,
+) -> ConsensusConfig {
+    let timings = match peers {
+        None => Timings::single(),
+        // More patience than usual can be had, less cannot: it would only bring needless elections.
+        Some(_) => {
+            let factor = f64::from(config.raft.multiplier) / DEFAULT_MULTIPLIER;
+            Timings::lan().stretched(factor.max(1.0))
+        }
+    };
+    let mut snapshots = SnapshotPolicy::default();
+    if config.raft.snapshot_threshold != CONSUL_SNAPSHOT_THRESHOLD {
+        snapshots.entries = config.raft.snapshot_threshold.max(1);
+    }
+    ConsensusConfig {
+        data_dir: config.data_dir.clone(),
+        node_uuid_reused: config.node_id.is_some(),
+        bootstrap: config.bootstrap,
+        transport: peers.map(|peers| Arc::new(peers) as Arc<dyn Transport>),
+        timings,
+        snapshots,
+        ..ConsensusConfig::single(&config.node_name, node_uuid, server_address)
+    }
+}
+
+pub(super) fn introduction(
+    config: &RuntimeConfig,
+    server_address: &str,
+    server_port: u16,
+) -> Introduction {
+    Introduction {
+        server: Server {
+            name: config.node_name.clone(),
+            address: server_address.to_owned(),
+        },
+        datacenter: config.datacenter.clone(),
+        expect: config.bootstrap_expect,
+        retry_join: config.retry_join.clone(),
+        default_port: server_port,
+    }
+}
+
+/// Before a leader ends: another one leads at once, instead of after a timeout.
+pub(super) async fn give_up_leadership(consensus: &Consensus) {
+    if !consensus.is_leader() {
+        return;
+    }
+    match consensus.hand_over(None).await {
+        Ok(leader) => tracing::info!(to = leader.name, "handed the leadership over"),
+        // Alone, or the last one of several to end.
+        Err(MembershipError::NotReady(_)) => {}
+        Err(error) => tracing::warn!(%error, "the leadership was not handed over"),
+    }
+}

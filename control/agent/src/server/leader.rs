@@ -1,0 +1,209 @@
+//! What a server asks of the one that leads.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::{Request, Response, Status, transport::Channel};
+use wharf_proto::server::v1::{self as proto, servers_client::ServersClient};
+
+use super::*;
+use crate::servers::{enveloped, read_leader, read_member};
+
+/// How long an answer may take beyond what the leader itself takes for a lost quorum. A connection whose
+/// other end is silent breaks long before.
+const ANSWER_WITHIN: Duration = Duration::from_secs(35);
+
+/// Waits for what becomes of a call.
+async fn answer<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CallError> {
+    match tokio::time::timeout(ANSWER_WITHIN, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) => Err(CallError::Unknown("the leader does not answer".to_owned())),
+    }
+}
+
+impl From<CallError> for ClusterError {
+    fn from(error: CallError) -> ClusterError {
+        match error {
+            // Nothing was done: there may be another leader in a moment.
+            CallError::NotDone(_) | CallError::Refused(_) => ClusterError::NoLeader,
+            CallError::Overloaded(_) => ClusterError::Overloaded,
+            CallError::TooLarge(text) => ClusterError::TooLarge(text),
+            CallError::Unknown(_) => ClusterError::OutcomeUnknown(error.to_string()),
+        }
+    }
+}
+
+/// For what changes the servers: a refusal is an answer.
+fn operation(error: CallError) -> ClusterError {
+    match error {
+        CallError::Refused(text) => ClusterError::Operation(text),
+        error => error.into(),
+    }
+}
+
+impl From<MembershipError> for ClusterError {
+    fn from(error: MembershipError) -> ClusterError {
+        match error {
+            MembershipError::NoLeader | MembershipError::NotLeader { .. } => ClusterError::NoLeader,
+            MembershipError::ShuttingDown => ClusterError::ShuttingDown,
+            MembershipError::OutcomeUnknown => ClusterError::OutcomeUnknown(error.to_string()),
+            error => ClusterError::Operation(error.to_string()),
+        }
+    }
+}
+
+impl Server {
+    /// A connection to the leader, and a way to address it.
+    fn calling<T>(
+        &self,
+        leader: &RaftLeader,
+        message: T,
+    ) -> Result<(ServersClient<Channel>, Request<T>), ClusterError> {
+        let (Some(peers), Some(cluster)) = (&self.peers, self.consensus.cluster()) else {
+            return Err(ClusterError::NoLeader);
+        };
+        let envelope = consensus::Envelope {
+            cluster,
+            from: self.consensus.id(),
+            to: ServerId(leader.node_uuid),
+        };
+        Ok((
+            peers.caller(&leader.address)?,
+            enveloped(&envelope, message),
+        ))
+    }
+
+    pub(super) async fn propose_at(
+        &self,
+        leader: &RaftLeader,
+        command: Bytes,
+    ) -> Result<Outcome, ClusterError> {
+        let request = proto::ProposeRequest { command };
+        let (mut client, request) = self.calling(leader, request)?;
+        let reply = answer(client.propose(request)).await?;
+        let applied = self.consensus.wait_applied(reply.index);
+        match tokio::time::timeout(APPLIED_WITHIN, applied).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(ClusterError::ShuttingDown),
+            // It is done all the same; this server is behind, and says so to whoever reads.
+            Err(_) => tracing::debug!(index = reply.index, "this server is behind its own write"),
+        }
+        Outcome::decode(&reply.outcome).map_err(|error| {
+            ClusterError::OutcomeUnknown(format!(
+                "the change has taken place, and its outcome is not readable here: {error}"
+            ))
+        })
+    }
+
+    /// Waits until this server has what the leader says a read needs. A leader that is lost meanwhile is
+    /// not waited for: the next one answers as well.
+    pub(super) async fn barrier_of(
+        &self,
+        leader: &RaftLeader,
+        consistency: Consistency,
+    ) -> Result<(), ClusterError> {
+        let request = proto::ReadIndexRequest {
+            quorum: consistency == Consistency::Consistent,
+        };
+        let mut changes = self.consensus.leader_changes();
+        let (mut client, request) = self.calling(leader, request)?;
+        let lost = changes.wait_for(|now| now.as_ref() != Some(leader));
+        let index = tokio::select! {
+            reply = answer(client.read_index(request)) => match reply {
+                Ok(reply) => reply.index,
+                // A read has no outcome that could be unknown.
+                Err(_) => return Err(ClusterError::NoLeader),
+            },
+            _ = lost => return Err(ClusterError::NoLeader),
+        };
+        let applied = self.consensus.wait_applied(index);
+        match tokio::time::timeout(self.hold, applied).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(ClusterError::ShuttingDown),
+            Err(_) => Err(ClusterError::NoLeader),
+        }
+    }
+
+    /// Does `here` on the leader, and `there` with the leader on every other server.
+    async fn at_leader<T, H, R>(
+        &self,
+        here: impl Fn() -> H,
+        there: impl Fn(RaftLeader) -> R,
+    ) -> Result<T, ClusterError>
+    where
+        H: Future<Output = Result<T, MembershipError>>,
+        R: Future<Output = Result<T, ClusterError>>,
+    {
+        self.held(|| async {
+            match here().await {
+                Err(MembershipError::NotLeader { leader }) => there(leader).await,
+                result => Ok(result?),
+            }
+        })
+        .await
+    }
+}
+
+impl Operator for Server {
+    fn configuration(&self) -> BoxFuture<'_, Result<(Vec<Member>, u64), ClusterError>> {
+        let here = move || async move {
+            match self.consensus.leader() {
+                None => Err(MembershipError::NoLeader),
+                Some(_) if self.consensus.is_leader() => {
+                    let index = self.registry.view().applied();
+                    Ok((self.consensus.members(), index))
+                }
+                Some(leader) => Err(MembershipError::NotLeader { leader }),
+            }
+        };
+        let there = move |leader: RaftLeader| async move {
+            let (mut client, request) = self.calling(&leader, proto::MembersRequest {})?;
+            let reply = answer(client.members(request)).await?;
+            let members = reply.members.into_iter().map(read_member);
+            let members = members
+                .collect::<Result<_, _>>()
+                .map_err(|error| ClusterError::Operation(error.to_string()))?;
+            Ok((members, reply.index))
+        };
+        Box::pin(self.at_leader(here, there))
+    }
+
+    fn remove(&self, id: ServerId) -> BoxFuture<'_, Result<(), ClusterError>> {
+        let here = move || self.consensus.remove(id);
+        let there = move |leader: RaftLeader| async move {
+            let request = proto::RemoveRequest {
+                id: Bytes::copy_from_slice(id.0.as_bytes()),
+            };
+            let (mut client, request) = self.calling(&leader, request)?;
+            answer(client.remove(request)).await.map_err(operation)?;
+            Ok(())
+        };
+        Box::pin(self.at_leader(here, there))
+    }
+
+    fn transfer_leadership(
+        &self,
+        to: Option<ServerId>,
+    ) -> BoxFuture<'_, Result<String, ClusterError>> {
+        let here = move || async move {
+            let leader = self.consensus.hand_over(to).await?;
+            Ok(leader.name)
+        };
+        let there = move |leader: RaftLeader| async move {
+            let request = proto::TransferLeadershipRequest {
+                id: to.map_or_else(Bytes::new, |to| Bytes::copy_from_slice(to.0.as_bytes())),
+            };
+            let (mut client, request) = self.calling(&leader, request)?;
+            let reply = answer(client.transfer_leadership(request))
+                .await
+                .map_err(operation)?;
+            let leader = read_leader(reply.leader)
+                .map_err(|error| ClusterError::Operation(error.to_string()))?;
+            Ok(leader.name)
+        };
+        Box::pin(self.at_leader(here, there))
+    }
+}

@@ -1,0 +1,90 @@
+//! What servers are to each other: the gRPC on the server port, in both directions.
+//!
+//! ```text
+//! introduction   who is there? -> found a cluster together, join one, or say that two have met
+//! client         the transport of the consensus, and what this server's own clients want of the leader
+//! service        the same from the other side: envelope -> message -> consensus
+//! presence       the leader says in the catalog which servers are alive
+//! ```
+//!
+//! The consensus lives in the registry and knows nothing of sockets: it is given a
+//! [`wharf_registry::consensus::Transport`], which is [`Peers`].
+
+mod client;
+mod complaints;
+mod introduction;
+mod presence;
+mod service;
+mod wire;
+
+use std::sync::Arc;
+
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use wharf_registry::{consensus::Consensus, log::Server};
+
+use self::{introduction::Introductions, service::Service};
+use crate::grpc::GrpcListener;
+
+pub(crate) use client::{CallError, Peers, enveloped};
+pub(crate) use presence::watch_over_servers;
+pub(crate) use wire::{read_leader, read_member};
+
+/// The longest message: a command of the largest size, with what is around it.
+const MAX_MESSAGE: usize = 20 << 20;
+/// What may be on its way before the other side has taken it, on a stream and on its connection.
+const WINDOW: u32 = 4 << 20;
+
+/// How a server meets others.
+#[derive(Clone, Debug)]
+pub(crate) struct Introduction {
+    /// This server, as others reach it.
+    pub(crate) server: Server,
+    pub(crate) datacenter: String,
+    /// How many servers found a cluster; 0: this one founds none with others.
+    pub(crate) expect: u32,
+    /// Where others may be: `host`, `host:port` or an address.
+    pub(crate) retry_join: Vec<String>,
+    /// The port of a place without one.
+    pub(crate) default_port: u16,
+}
+
+/// The tasks of a running server.
+#[derive(Debug)]
+pub(crate) struct Running {
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Serves other servers on `listener`, and looks for them.
+pub(crate) fn start(
+    listener: TcpListener,
+    consensus: Consensus,
+    peers: Peers,
+    introduction: Introduction,
+) -> Running {
+    let stop = CancellationToken::new();
+    let introductions = Arc::new(Introductions::new(consensus.clone(), peers, introduction));
+    let service = Service {
+        consensus,
+        introductions: introductions.clone(),
+        complaints: complaints::Complaints::default(),
+    };
+    let tasks = vec![
+        service::serve(GrpcListener::Plain(listener), service, stop.clone()),
+        tokio::spawn(introductions.run(stop.clone())),
+    ];
+    Running { stop, tasks }
+}
+
+impl Running {
+    /// Ends all of it; other servers find this one gone.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "what served other servers ended badly");
+            }
+        }
+    }
+}
