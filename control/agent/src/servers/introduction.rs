@@ -709,7 +709,7 @@ mod tests {
             ..founded(8, 7)
         };
         assert_eq!(
-            decide(&own(1, &about_1), &std::slice::from_ref(&leaderless)),
+            decide(&own(1, &about_1), std::slice::from_ref(&leaderless)),
             Action::Wait
         );
         assert_eq!(
