@@ -27,7 +27,7 @@ pub enum RestoreCommand {
 }
 
 /// Why a restore did not take place. The state is as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum RestoreRefusal {
     #[error("another restore has begun: this one is abandoned")]
     Superseded,
