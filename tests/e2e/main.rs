@@ -22,5 +22,6 @@ mod registry;
 mod sidecar;
 mod sidecar_registration;
 mod slow_reader;
+mod snapshots;
 mod tls;
 mod watch;

@@ -4,9 +4,12 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use wharf_registry::{Command, command::KvCommand};
+use wharf_registry::{
+    Command,
+    command::{KvCommand, RestoreCommand},
+};
 
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, platform::unix_now};
 
 /// How long deletions of keys are remembered (Consul's tombstone TTL).
 const TOMBSTONE_TTL: Duration = Duration::from_secs(15 * 60);
@@ -44,10 +47,67 @@ pub(crate) async fn reap_tombstones(cluster: Arc<dyn Cluster>, stop: Cancellatio
     }
 }
 
+/// How long the parts of a restore are kept of which none comes any more: whoever sent them is gone.
+const RESTORE_TTL: Duration = Duration::from_secs(10 * 60);
+
+/// Forgets restores that nobody finishes.
+pub(crate) async fn abandon_restores(cluster: Arc<dyn Cluster>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(GRANULARITY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let view = cluster.registry().view();
+        let Some(restoring) = view.restoring() else {
+            continue;
+        };
+        let age = unix_now().saturating_sub(restoring.time());
+        let is_old = u64::try_from(age).is_ok_and(|age| Duration::from_nanos(age) > RESTORE_TTL);
+        if !is_old || !cluster.leader().is_some_and(|leader| leader.is_self) {
+            continue;
+        }
+        let id = restoring.id().clone();
+        tracing::warn!(%id, "a restore that was not finished is forgotten");
+        let abandon = Command::Restore(RestoreCommand::Abandon { id });
+        if let Err(error) = cluster.write(abandon).await {
+            tracing::debug!(%error, "it stays for now");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cluster::testing::Solo;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restore_that_nobody_finishes_is_forgotten() {
+        let cluster = Arc::new(Solo::new());
+        let object: Arc<dyn Cluster> = cluster.clone();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(abandon_restores(object.clone(), stop.clone()));
+        let ttl = i64::try_from(RESTORE_TTL.as_nanos()).unwrap();
+        for (age, kept) in [(0, true), (2 * ttl, false)] {
+            let part = RestoreCommand::Part {
+                id: "r".into(),
+                at: 0,
+                bytes: vec![1].into(),
+                time: unix_now() - age,
+            };
+            object
+                .write(Command::Restore(RestoreCommand::Abandon { id: "r".into() }))
+                .await
+                .unwrap();
+            object.write(Command::Restore(part)).await.unwrap();
+            tokio::time::sleep(3 * GRANULARITY).await;
+            let is_kept = cluster.registry().view().restoring().is_some();
+            assert_eq!(is_kept, kept);
+        }
+        stop.cancel();
+        task.await.unwrap();
+    }
 
     #[tokio::test(start_paused = true)]
     async fn deletions_are_forgotten_when_they_are_old() {

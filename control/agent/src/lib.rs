@@ -21,6 +21,7 @@ pub mod platform;
 mod run;
 pub mod server;
 pub(crate) mod servers;
+pub mod snapshot;
 mod sockets;
 pub mod telemetry;
 mod tls;

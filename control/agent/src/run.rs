@@ -57,6 +57,7 @@ use crate::{
     },
     server::Server,
     servers::{self, Peers},
+    snapshot::Snapshots,
     sockets::{ListenerTls, SocketError, Sockets},
     telemetry::{
         logs::{LogFormat, Logs},
@@ -179,6 +180,8 @@ impl Agent {
             Ok(platform) => platform.images.clone(),
             Err(reason) => Images::closed(&reason.to_string()),
         };
+        let scratch = config.data_dir.clone().unwrap_or_else(std::env::temp_dir);
+        let snapshots = Snapshots::new(scratch);
         let mut sockets = sockets;
         sockets
             .grpc
@@ -217,6 +220,7 @@ impl Agent {
             cluster: cluster.clone(),
             local: local.clone(),
             images,
+            snapshots,
             allocs: platform
                 .as_ref()
                 .ok()
@@ -267,6 +271,10 @@ impl Agent {
         );
         tasks.spawn(runner.run(settle.clone()));
         tasks.spawn(housekeeping::reap_tombstones(
+            cluster.clone(),
+            settle.clone(),
+        ));
+        tasks.spawn(housekeeping::abandon_restores(
             cluster.clone(),
             settle.clone(),
         ));

@@ -3,12 +3,19 @@
 use std::{
     io::{self, Write},
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    thread,
 };
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
+
+use crate::{
+    failure::{Failure, chain},
+    http::{Answer, Client, Request},
+};
 
 /// Bytes that are gathered before they are sent.
 const PIECE: usize = 256 << 10;
@@ -114,4 +121,38 @@ impl Drop for Uploader {
             let _ = self.send(Err(io::ErrorKind::Interrupted.into()));
         }
     }
+}
+
+/// Sends a request whose body a thread writes.
+pub(crate) async fn send(
+    client: &mut Client,
+    request: Request,
+    failed: String,
+    length: Option<u64>,
+    write: impl FnOnce(&mut Uploader) -> io::Result<()> + Send + 'static,
+) -> Result<Answer, Failure> {
+    let (mut uploader, body) = channel(length);
+    let problem: Arc<Mutex<Option<io::Error>>> = Arc::default();
+    let noted = problem.clone();
+    // It ends when the request does: there is nobody to write to then.
+    thread::spawn(move || {
+        match write(&mut uploader) {
+            // It is the agent that has gone, and says why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            // Noted before the uploader cuts the request off, as it does when it goes.
+            Err(error) => *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
+            // That nobody takes the end is no news: the answer is there.
+            Ok(()) => drop(uploader.finish()),
+        }
+    });
+    let answer = client.upload(request, body).await;
+    // Why the body was cut off says more than that it was.
+    if let Some(error) = problem
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
+    {
+        return Err(Failure::new(failed).because(chain(&error)));
+    }
+    answer.map_err(|error| error.while_(failed))
 }

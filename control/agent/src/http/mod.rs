@@ -31,6 +31,7 @@ mod router;
 mod selectors;
 mod server;
 mod shapes;
+mod snapshot;
 mod status;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -49,6 +50,7 @@ use crate::{
     context::{AgentContext, NodeInfo},
     local::LocalState,
     platform::{images::Images, scheduling::Decisions},
+    snapshot::Snapshots,
 };
 
 /// What the endpoints work with.
@@ -57,6 +59,7 @@ pub struct HttpContext {
     pub cluster: Arc<dyn Cluster>,
     pub local: LocalState,
     pub images: Images,
+    pub snapshots: Snapshots,
     /// The directories of this node's allocations, if it runs any.
     pub allocs: Option<PathBuf>,
     pub agent: Arc<AgentContext>,

@@ -15,7 +15,7 @@ use super::{
     health, images, jobs, kv, platform_nodes,
     request::{self, PathProblem, Query, Request, RequestBody},
     response::{self, Response},
-    status,
+    snapshot, status,
 };
 use crate::cluster::BoxFuture;
 
@@ -93,6 +93,7 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
     "/v1/platform/nodes": GET => platform_nodes::list;
     "/v1/platform/node/": GET => platform_nodes::get, PUT => platform_nodes::change,
         POST => platform_nodes::change;
+    "/v1/snapshot": GET => snapshot::save, PUT => snapshot::restore;
     "/v1/status/leader": GET => status::leader;
     "/v1/status/peers": GET => status::peers;
 };
@@ -120,7 +121,6 @@ const NOT_BUILT: &[&str] = &[
     "/v1/peering",
     "/v1/query",
     "/v1/session/",
-    "/v1/snapshot",
     "/v1/txn",
 ];
 

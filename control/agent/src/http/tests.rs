@@ -492,6 +492,7 @@ mod testing {
         HttpContext {
             local: LocalState::open(Default::default(), node).unwrap(),
             images: crate::platform::images::Images::closed("a test"),
+            snapshots: crate::snapshot::Snapshots::new(std::env::temp_dir()),
             allocs: None,
             agent: Arc::new(AgentContext {
                 config: ArcSwap::from_pointee(config),

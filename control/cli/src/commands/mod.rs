@@ -14,6 +14,7 @@ mod maint;
 mod members;
 mod node;
 mod services;
+mod snapshot;
 pub(crate) mod unbuilt;
 mod validate;
 pub(crate) mod version;
@@ -29,7 +30,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
     ("Register and configure", &["services", "config", "kv"]),
     ("Run jobs", &["job", "alloc", "node", "image"]),
     ("Look", &["catalog", "members", "info", "watch", "monitor"]),
-    ("Operate", &["maint", "reload", "leave"]),
+    ("Operate", &["snapshot", "maint", "reload", "leave"]),
     ("Without an agent", &["validate", "keygen", "version"]),
 ];
 
@@ -62,6 +63,7 @@ pub(crate) fn tree() -> Command {
             members::info_command(),
             watch::command(),
             lifecycle::monitor_command(),
+            snapshot::command(),
             maint::command(),
             lifecycle::reload_command(),
             lifecycle::leave_command(),
@@ -92,6 +94,7 @@ pub(crate) fn run(
         ["config", verb] => block_on(config::run(verb, matches, shell)),
         ["image", verb] => block_on(image::run(verb, matches, shell)),
         ["kv", verb] => block_on(kv::run(verb, matches, shell)),
+        ["snapshot", verb] => block_on(snapshot::run(verb, matches, shell)),
         ["services", verb] => block_on(services::run(verb, matches, shell)),
         ["members"] => block_on(members::run(matches, shell)),
         ["info"] => block_on(members::info(matches, shell)),

@@ -9,7 +9,7 @@ pub(crate) fn is_unbuilt(path: &[&str]) -> bool {
     }
 }
 
-const TOP: [&str; 21] = [
+const TOP: [&str; 20] = [
     "acl",
     "debug",
     "event",
@@ -28,7 +28,6 @@ const TOP: [&str; 21] = [
     "peering",
     "resource",
     "rtt",
-    "snapshot",
     "tls",
     "troubleshoot",
 ];

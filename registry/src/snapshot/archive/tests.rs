@@ -7,6 +7,9 @@ use crate::{
     replica::{Committed, Replica},
 };
 
+/// A name and what is in it.
+type File = (String, Vec<u8>);
+
 fn archive() -> (Vec<u8>, ArchiveMeta) {
     let mut replica = Replica::new();
     let entry = KvEntry {
@@ -63,7 +66,7 @@ fn what_does_not_belong_there_is_named() {
         read(&bytes[..], 10, io::sink()),
         Err(ArchiveError::TooLarge { name: STATE, .. })
     ));
-    let repack = |change: &dyn Fn(&str, Vec<u8>) -> Option<(String, Vec<u8>)>| {
+    let repack = |change: &dyn Fn(&str, Vec<u8>) -> Option<File>| {
         let mut old = tar::Archive::new(GzDecoder::new(&bytes[..]));
         let mut new = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
         for entry in old.entries().unwrap() {

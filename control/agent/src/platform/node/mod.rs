@@ -99,12 +99,18 @@ impl NodeLoop {
             .registry()
             .watch(WatchKey::NodeAllocs(self.facts.id.clone()))
             .standing();
+        let mut known = self.cluster.registry().watch(self.watch_key()).standing();
         register(&*self.cluster, &self.facts).await;
         let mut swept = false;
         loop {
             let ended = self.ended.clone();
             let ended = ended.notified();
-            let view = self.cluster.registry().view();
+            let mut view = self.cluster.registry().view();
+            if view.platform_node(&self.facts.id).is_none() {
+                // The state was replaced by one that does not know it.
+                register(&*self.cluster, &self.facts).await;
+                view = self.cluster.registry().view();
+            }
             self.apply(&view);
             if !std::mem::replace(&mut swept, true) {
                 // Every allocation that has something here has a runner now.
@@ -113,9 +119,14 @@ impl NodeLoop {
             }
             tokio::select! {
                 () = watcher.changed() => {}
+                () = known.changed() => {}
                 () = ended => {}
             }
         }
+    }
+
+    fn watch_key(&self) -> WatchKey {
+        WatchKey::PlatformNode(self.facts.id.clone())
     }
 
     fn apply(&mut self, view: &View) {
@@ -275,10 +286,21 @@ impl IdleNode {
         IdleNode { cluster, facts }
     }
 
-    /// Makes itself known, unless `stop` comes first.
+    /// Keeps itself known until `stop`.
     pub(crate) async fn run(self, stop: CancellationToken) {
+        let registry = self.cluster.registry();
+        let key = WatchKey::PlatformNode(self.facts.id.clone());
+        let mut known = registry.watch(key).standing();
+        let keep = async {
+            loop {
+                if registry.view().platform_node(&self.facts.id).is_none() {
+                    register(&*self.cluster, &self.facts).await;
+                }
+                known.changed().await;
+            }
+        };
         tokio::select! {
-            () = register(&*self.cluster, &self.facts) => {}
+            () = keep => {}
             () = stop.cancelled() => {}
         }
     }

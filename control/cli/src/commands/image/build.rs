@@ -19,6 +19,7 @@ use crate::{
     http::Request,
     output::Format,
     shell::Shell,
+    upload,
 };
 
 pub(super) fn command() -> Command {
@@ -74,9 +75,9 @@ pub(super) async fn run(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(
                 .hint("-name=web:1, or -o=FILE to write an archive"),
         );
     }
-    let request = Request::put("/v1/images/import");
+    let request = Request::put("/v1/images/import").within(transfer::PATIENCE);
     let mut client = shell.client(matches)?;
-    let answer = transfer::upload(
+    let answer = upload::send(
         &mut client,
         request,
         failed.to_owned(),

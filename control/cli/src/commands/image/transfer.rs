@@ -1,29 +1,22 @@
 //! `image import` and `image pull`: images from files and from registries.
 
-use std::{
-    fs::File,
-    io,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-    time::Duration,
-};
+use std::{fs::File, io, path::PathBuf, time::Duration};
 
 use clap::{ArgMatches, Command};
 use wharf_launcher::image::{ImageName, Reference, pack_layout};
 
 use super::{Image, added, client_command, one};
 use crate::{
-    failure::{Failure, chain},
+    failure::Failure,
     flags::{Given, argument, value},
-    http::{Answer, Client, Request},
+    http::{Answer, Request},
     output::Format,
     shell::Shell,
-    upload::{self, Uploader},
+    upload,
 };
 
 /// How long an image may be on its way.
-const PATIENCE: Duration = Duration::from_secs(3600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3600);
 
 pub(super) fn import_command() -> Command {
     client_command("import", "Import an image from a file to the agent's node")
@@ -55,19 +48,21 @@ pub(super) async fn import(matches: &ArgMatches, shell: &mut Shell<'_>) -> Resul
         // Before gigabytes are sent.
         ImageName::parse(name).map_err(|error| Failure::new(error.to_string()))?;
     }
-    let request = Request::put("/v1/images/import").maybe("name", name);
+    let request = Request::put("/v1/images/import")
+        .maybe("name", name)
+        .within(PATIENCE);
     let mut client = shell.client(matches)?;
     let failed = format!("Error importing {file}");
     let answer = if file == "-" {
         // The thread that reads it cannot borrow the shell's.
-        upload(&mut client, request, failed, None, |uploader| {
+        upload::send(&mut client, request, failed, None, |uploader| {
             io::copy(&mut io::stdin().lock(), uploader).map(drop)
         })
         .await?
     } else {
         let path = match Reference::parse(&file) {
             Ok(Reference::OciLayout(layout)) => {
-                let answer = upload(&mut client, request, failed, None, move |uploader| {
+                let answer = upload::send(&mut client, request, failed, None, move |uploader| {
                     pack_layout(&layout.path, uploader)
                 });
                 return show("Imported", &answer.await?, matches, shell);
@@ -82,7 +77,7 @@ pub(super) async fn import(matches: &ArgMatches, shell: &mut Shell<'_>) -> Resul
         let file = File::open(&path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
         let length = metadata.is_file().then_some(metadata.len());
-        upload(&mut client, request, failed, length, move |uploader| {
+        upload::send(&mut client, request, failed, length, move |uploader| {
             io::copy(&mut &file, uploader).map(drop)
         })
         .await?
@@ -106,40 +101,6 @@ pub(super) fn show(
     images
         .iter()
         .try_for_each(|image| added(what, image, shell))
-}
-
-/// Sends a request whose body a thread writes.
-pub(super) async fn upload(
-    client: &mut Client,
-    request: Request,
-    failed: String,
-    length: Option<u64>,
-    write: impl FnOnce(&mut Uploader) -> io::Result<()> + Send + 'static,
-) -> Result<Answer, Failure> {
-    let (mut uploader, body) = upload::channel(length);
-    let problem: Arc<Mutex<Option<io::Error>>> = Arc::default();
-    let noted = problem.clone();
-    // It ends when the request does: there is nobody to write to then.
-    thread::spawn(move || {
-        match write(&mut uploader) {
-            // It is the agent that has gone, and says why.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            // Noted before the uploader cuts the request off, as it does when it goes.
-            Err(error) => *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
-            // That nobody takes the end is no news: the answer is there.
-            Ok(()) => drop(uploader.finish()),
-        }
-    });
-    let answer = client.upload(request.within(PATIENCE), body).await;
-    // Why the body was cut off says more than that it was.
-    if let Some(error) = problem
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take()
-    {
-        return Err(Failure::new(failed).because(chain(&error)));
-    }
-    answer.map_err(|error| error.while_(failed))
 }
 
 pub(super) fn pull_command() -> Command {
