@@ -202,7 +202,10 @@ impl NodeLoop {
             alloc: alloc.clone(),
             group,
         });
-        if !wanted && let Some(runner) = self.runners.get(&alloc.id) {
+        // Also one that was given up while this agent was away: it runs elsewhere by now.
+        if (!wanted || !alloc.is_live())
+            && let Some(runner) = self.runners.get(&alloc.id)
+        {
             runner.stop(&alloc.desired_description);
         }
     }

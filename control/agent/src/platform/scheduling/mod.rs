@@ -11,6 +11,7 @@
 mod decisions;
 mod garbage;
 mod leading;
+mod liveness;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use wharf_scheduler::Scheduler;
 
 pub use decisions::{Decision, Decisions, PlacementFailure};
 use leading::Leading;
+use liveness::watch_over_nodes;
 
 use crate::cluster::{Cluster, ClusterError, Consistency};
 
@@ -63,6 +65,7 @@ impl Scheduling {
             }
             let error = tokio::select! {
                 error = self.lead() => error,
+                error = watch_over_nodes(&*self.cluster) => error,
                 () = changed => continue,
             };
             match error {
