@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod blocking;
+mod chaos;
 mod checks;
 mod command;
 mod conformance;

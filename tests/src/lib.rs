@@ -23,7 +23,7 @@ pub use agent::Agent;
 pub use backend::Backend;
 pub use binary::{as_consul, wharf};
 pub use http::{Http, Reply};
-pub use namespace::in_network;
+pub use namespace::{Network, in_network};
 pub use ports::{Ports, free_port};
 pub use process::{Ended, Process, run, run_with_input};
 pub use requirement::missing;

@@ -31,6 +31,31 @@ impl Drop for Named {
     }
 }
 
+/// The network of a thread, for other threads of the same test.
+#[derive(Debug)]
+pub struct Network(File);
+
+impl Network {
+    /// That of this thread.
+    ///
+    /// # Panics
+    ///
+    /// Without `/proc`.
+    pub fn current() -> Network {
+        Network(File::open("/proc/thread-self/ns/net").expect("a thread has a network"))
+    }
+
+    /// This thread is in it from now on, with what it starts.
+    ///
+    /// # Panics
+    ///
+    /// When it may not.
+    pub fn enter(&self) {
+        move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
+            .expect("root may enter it");
+    }
+}
+
 /// Runs a test in a network namespace of its own, in which only the loopback interface is. Everything that the test
 /// connects to or starts is in there; files, processes and control groups are the machine's. Skips, and says so, where
 /// that needs more than there is.

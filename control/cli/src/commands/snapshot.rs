@@ -53,8 +53,9 @@ fn save_command() -> Command {
     client_command("save", "Save everything to a file, and check it")
         .arg(argument("FILE"))
         .long_about(
-            "The file has everything: keys, the catalog, configuration, jobs. It is written beside FILE and takes\n\
-             its name when it has been read again to its end. Only its owner may read it.",
+            "The file has everything: keys, the catalog, configuration, jobs. It is written beside\n\
+             FILE and takes its name when it has been read again to its end. Only its owner may\n\
+             read it.",
         )
         .after_help(
             "  $ wharf snapshot save backup.snap
@@ -66,8 +67,8 @@ fn restore_command() -> Command {
     client_command("restore", "Bring a saved state back")
         .arg(argument("FILE"))
         .long_about(
-            "What the servers have is replaced by what the file has, at once and on all of them; a damaged file\n\
-             changes nothing. No index that a client has seen goes back.",
+            "What the servers have is replaced by what the file has, at once and on all of them; a\n\
+             damaged file changes nothing. No index that a client has seen goes back.",
         )
         .after_help("  $ wharf snapshot restore backup.snap")
 }
