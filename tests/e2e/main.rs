@@ -9,6 +9,7 @@ mod bad_input;
 mod blocking;
 mod chaos;
 mod checks;
+mod cluster;
 mod command;
 mod conformance;
 mod containers;

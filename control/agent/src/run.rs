@@ -34,7 +34,7 @@ use self::{
     dns::{DnsVisibility, zone},
     files::{Leftovers, log_output},
     identity::{catalog_node, join_host_port, node_info, node_uuid, server_meta},
-    raft::{consensus_config, give_up_leadership, introduction, server_port},
+    raft::{consensus_config, give_up_leadership, introduction, leave_cluster, server_port},
     reload::Signals,
     settings::{http_settings, level, local_options},
 };
@@ -322,8 +322,8 @@ impl Agent {
             }
         };
 
-        let reason = agent.until_told_to_end(&mut signals, &mut requests).await;
-        tracing::info!(reason, "the agent is shutting down");
+        let end = agent.until_told_to_end(&mut signals, &mut requests).await;
+        tracing::info!(reason = %end, "the agent is shutting down");
         // First, while everything serves: what this agent takes along leaves the catalog, and its proxies, as planned.
         node_stop.cancel();
         if let Some(node_loop) = node_loop
@@ -333,6 +333,9 @@ impl Agent {
         }
         if servers.is_some() {
             give_up_leadership(&consensus).await;
+            if end.leaves(&http.agent.config.load()) {
+                leave_cluster(&*cluster, &consensus).await;
+            }
         }
         shutdown.cancel();
         let served = async {

@@ -16,6 +16,7 @@
 
 mod admission;
 mod config;
+mod contact;
 mod data_dir;
 mod error;
 mod identity;
@@ -43,18 +44,19 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError},
 };
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{sync::watch, task::JoinHandle};
 use uuid::Uuid;
 
 use self::{
     admission::{Admission, Refused},
+    contact::Contact,
     data_dir::DataDir,
     identity::Identity,
     machine::{Machine, Snapshots},
     network::{Addresses, Network},
     raft::{Proposal, Reply, TypeConfig},
     storage::Storage,
-    supervisor::Supervisor,
+    supervisor::{Supervisor, Touch},
 };
 use crate::{
     command::{Command, Outcome},
@@ -103,9 +105,7 @@ struct Inner {
     applied: watch::Receiver<u64>,
     /// Changes of the membership take turns.
     changing: Arc<tokio::sync::Mutex<()>>,
-    started: Instant,
-    /// When the leader was last heard, in milliseconds after `started`, plus one; 0: never.
-    heard: AtomicU64,
+    contact: Arc<Contact>,
     /// The term in which this server, leading alone, was seen to have applied what precedes it.
     settled_term: AtomicU64,
     stopping: Arc<AtomicBool>,
@@ -177,8 +177,16 @@ impl Consensus {
         found_or_rejoin(&raft, id, &own, config.bootstrap, &opened.identity).await?;
 
         let stopping = Arc::new(AtomicBool::new(false));
+        let contact = Arc::new(Contact::new());
+        // A lease, and the time in which another leader is to be expected.
+        let patience = (!alone).then_some(config.timings.election_max * 2);
         let (supervisor, leader) = Supervisor::new(
             raft.clone(),
+            Touch {
+                own: id,
+                contact: contact.clone(),
+                patience,
+            },
             snapshots.clone(),
             addresses,
             stopping.clone(),
@@ -200,8 +208,7 @@ impl Consensus {
             leader,
             applied,
             changing,
-            started: Instant::now(),
-            heard: AtomicU64::new(0),
+            contact,
             settled_term: AtomicU64::new(0),
             stopping,
             tasks: Mutex::new(tasks),
@@ -277,7 +284,8 @@ impl Consensus {
         }
     }
 
-    /// The leader as far as this server knows.
+    /// The leader as far as this server knows. One that was silent for too long counts as lost, and so does
+    /// this server itself without a quorum.
     pub fn leader(&self) -> Option<Leader> {
         self.inner.leader.borrow().clone()
     }
@@ -353,12 +361,10 @@ impl Consensus {
     /// How long ago this server heard from the leader; zero on the leader itself, `None` if there is
     /// none or it was never heard.
     pub fn last_contact(&self) -> Option<Duration> {
-        if self.is_leader() {
-            return Some(Duration::ZERO);
+        match self.is_leader() {
+            true => Some(Duration::ZERO),
+            false => self.inner.contact.ago(),
         }
-        let heard = self.inner.heard.load(Ordering::Relaxed).checked_sub(1)?;
-        let heard = self.inner.started + Duration::from_millis(heard);
-        Some(Instant::now().saturating_duration_since(heard))
     }
 
     /// The figures of `consul info`, section `raft`.
@@ -407,12 +413,6 @@ impl Inner {
             && metrics.membership_config.voter_ids().eq([self.id])
     }
 
-    fn heard_of_leader(&self) {
-        let after = self.started.elapsed().as_millis();
-        let after = u64::try_from(after).unwrap_or(u64::MAX - 1);
-        self.heard.store(after + 1, Ordering::Relaxed);
-    }
-
     fn read_error(
         &self,
         error: RaftError<TypeConfig, LinearizableReadError<TypeConfig>>,
@@ -434,9 +434,12 @@ impl Inner {
     }
 
     /// Where to send what this server does not take. Not to itself: it refuses because it lost its
-    /// quorum.
+    /// quorum. And not to a leader that was silent for too long: the core names the last one there was.
     fn other_leader(&self, forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
         let id = forward.leader_id.filter(|id| *id != self.id)?;
+        if self.leader.borrow().is_none() {
+            return None;
+        }
         let server = forward.leader_node?;
         Some(leader(id, server))
     }

@@ -21,7 +21,7 @@ use openraft::{
 use tokio::sync::mpsc;
 
 use super::{
-    Append, AppendReply, BoxStream, Consensus, Election, Envelope, HandOver, Misdirected,
+    Append, AppendReply, BoxStream, Consensus, Election, Envelope, HandOver, Inner, Misdirected,
     VoteReply, VoteRequest,
     raft::{self, TypeConfig},
 };
@@ -97,14 +97,15 @@ impl Consensus {
             .append_entries(raft_append(request, from, self.inner.id)?)
             .await
             .map_err(|_| ReceiveError::ShuttingDown)?;
-        self.inner.heard_of_leader();
-        Ok(match reply {
+        let reply = match reply {
             AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => {
                 AppendReply::Accepted
             }
             AppendEntriesResponse::Conflict => AppendReply::Conflict,
             AppendEntriesResponse::HigherVote(vote) => AppendReply::HigherVote(raft::vote(&vote)),
-        })
+        };
+        self.inner.heard(reply);
+        Ok(reply)
     }
 
     /// Takes requests as they come and answers each, in order, when it is durable. The first that is
@@ -130,15 +131,16 @@ impl Consensus {
             });
         let inner = self.inner.clone();
         let replies = self.inner.raft.stream_append(requests).map(move |reply| {
-            inner.heard_of_leader();
-            match reply {
-                Ok(Ok(_)) => Ok(AppendReply::Accepted),
-                Ok(Err(StreamAppendError::Conflict(_))) => Ok(AppendReply::Conflict),
+            let reply = match reply {
+                Ok(Ok(_)) => AppendReply::Accepted,
+                Ok(Err(StreamAppendError::Conflict(_))) => AppendReply::Conflict,
                 Ok(Err(StreamAppendError::HigherVote(vote))) => {
-                    Ok(AppendReply::HigherVote(raft::vote(&vote)))
+                    AppendReply::HigherVote(raft::vote(&vote))
                 }
-                Err(_) => Err(ReceiveError::ShuttingDown),
-            }
+                Err(_) => return Err(ReceiveError::ShuttingDown),
+            };
+            inner.heard(reply);
+            Ok(reply)
         });
         let malformed = stream::once(async move {
             let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,14 +174,14 @@ impl Consensus {
         let snapshot = super::machine::raft_snapshot(snapshot).map_err(|_| {
             ReceiveError::Malformed("a snapshot whose members contradict each other")
         })?;
-        self.inner.heard_of_leader();
+        self.inner.contact.made();
         let reply = self
             .inner
             .raft
             .install_full_snapshot(raft::raft_vote(vote), snapshot)
             .await
             .map_err(|_| ReceiveError::ShuttingDown)?;
-        self.inner.heard_of_leader();
+        self.inner.contact.made();
         Ok(raft::vote(&reply.vote))
     }
 
@@ -221,6 +223,15 @@ impl Consensus {
                 "a snapshot that contradicts what is committed here",
             ),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    /// Whoever is told of a higher vote leads no more.
+    fn heard(&self, reply: AppendReply) {
+        if !matches!(reply, AppendReply::HigherVote(_)) {
+            self.contact.made();
         }
     }
 }

@@ -1,23 +1,32 @@
 //! What has to be looked after while a server runs: who leads, when to take a snapshot, and whether
 //! the core is still alive.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use openraft::{Raft, async_runtime::watch::WatchReceiver, errors::Fatal};
+use openraft::{Instant, Raft, TokioInstant, async_runtime::watch::WatchReceiver, errors::Fatal};
 use tokio::sync::watch;
 
 use super::{
-    FatalHandler, Leader, leader,
+    FatalHandler, Leader,
+    contact::Contact,
+    leader,
     machine::{Machine, Snapshots},
     network::Addresses,
     raft::TypeConfig,
 };
+use crate::log::ServerId;
 
 pub(super) struct Supervisor {
     raft: Raft<TypeConfig, Machine>,
+    touch: Touch,
+    /// Since when this server leads.
+    leading_since: Option<TokioInstant>,
     snapshots: Arc<Snapshots>,
     addresses: Addresses,
     stopping: Arc<AtomicBool>,
@@ -25,9 +34,18 @@ pub(super) struct Supervisor {
     leader: watch::Sender<Option<Leader>>,
 }
 
+/// By what a server tells that it is cut off: the core names the last leader until there is another.
+pub(super) struct Touch {
+    pub(super) own: ServerId,
+    pub(super) contact: Arc<Contact>,
+    /// How long the leader may be silent, and a quorum to a leader. `None` where there are no others.
+    pub(super) patience: Option<Duration>,
+}
+
 impl Supervisor {
     pub(super) fn new(
         raft: Raft<TypeConfig, Machine>,
+        touch: Touch,
         snapshots: Arc<Snapshots>,
         addresses: Addresses,
         stopping: Arc<AtomicBool>,
@@ -36,6 +54,8 @@ impl Supervisor {
         let (sender, receiver) = watch::channel(None);
         let supervisor = Supervisor {
             raft,
+            touch,
+            leading_since: None,
             snapshots,
             addresses,
             stopping,
@@ -45,7 +65,8 @@ impl Supervisor {
         (supervisor, receiver)
     }
 
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
+        let look_again = self.touch.patience.map(|patience| patience / 4);
         let mut metrics = self.raft.server_metrics();
         let mut snapshot = self.raft.watch_snapshot_progress();
         loop {
@@ -53,6 +74,7 @@ impl Supervisor {
             self.publish_addresses();
             tokio::select! {
                 changed = metrics.changed() => if changed.is_err() { break },
+                () = pause(look_again) => {}
                 () = self.snapshots.due.notified() => {
                     if self.raft.trigger().snapshot().await.is_err() {
                         break;
@@ -79,7 +101,7 @@ impl Supervisor {
         }
     }
 
-    fn publish_leader(&self) {
+    fn publish_leader(&mut self) {
         let current = {
             let metrics = self.raft.server_metrics();
             let metrics = metrics.borrow_watched();
@@ -88,6 +110,7 @@ impl Supervisor {
                 Some(leader(id, server.clone()))
             })
         };
+        let current = current.filter(|leader| self.is_in_touch(leader));
         self.leader.send_if_modified(|published| {
             let changed = *published != current;
             if changed {
@@ -101,6 +124,31 @@ impl Supervisor {
             }
             changed
         });
+    }
+
+    /// Whether the leader was heard lately, or this server, being the leader, by a quorum.
+    fn is_in_touch(&mut self, leader: &Leader) -> bool {
+        if leader.node_uuid != self.touch.own.0 {
+            self.leading_since = None;
+            let silence = self.touch.contact.silence();
+            return self
+                .touch
+                .patience
+                .is_none_or(|patience| silence < patience);
+        }
+        let now = <TokioInstant as Instant>::now();
+        let since = *self.leading_since.get_or_insert(now);
+        let Some(patience) = self.touch.patience else {
+            return true;
+        };
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.membership_config.voter_ids().eq([self.touch.own]) {
+            return true;
+        }
+        let acknowledged = metrics.last_quorum_acked.as_ref().map(|at| **at);
+        let heard = acknowledged.map_or(since, |at| at.max(since));
+        now.saturating_duration_since(heard) < patience
     }
 
     /// Streams to servers that moved go to where they are now.
@@ -120,5 +168,12 @@ impl Supervisor {
             Ok(()) => "the consensus task ended unexpectedly".to_owned(),
             Err(error) => error.to_string(),
         }
+    }
+}
+
+async fn pause(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
     }
 }

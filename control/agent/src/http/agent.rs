@@ -8,6 +8,7 @@ use std::{
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use wharf_registry::{consensus::Member, model::CheckStatus};
 
 use super::{
     HttpContext,
@@ -21,6 +22,7 @@ use crate::{
     authz::{Access, Resource},
     config::{Listen, RuntimeConfig},
     context::{CONSUL_VERSION, Control, VERSION},
+    local::SERF_HEALTH,
     telemetry::logs::{LogFormat, parse_level},
 };
 
@@ -105,12 +107,20 @@ fn member(context: &HttpContext) -> Value {
     } else {
         tags.insert("role", "node".into());
     }
+    member_json(&node.name, &node.address, tags, ALIVE)
+}
+
+/// Serf's states of a member.
+const ALIVE: u8 = 1;
+const FAILED: u8 = 4;
+
+fn member_json(name: &str, address: &str, tags: BTreeMap<&str, String>, status: u8) -> Value {
     json!({
-        "Name": &*node.name,
-        "Addr": &*node.address,
+        "Name": name,
+        "Addr": address,
         "Port": SERF_PORT,
         "Tags": tags,
-        "Status": 1,
+        "Status": status,
         "ProtocolMin": 1,
         "ProtocolMax": 5,
         "ProtocolCur": 2,
@@ -118,6 +128,47 @@ fn member(context: &HttpContext) -> Value {
         "DelegateMax": 5,
         "DelegateCur": 4,
     })
+}
+
+/// Another server, as the membership and the catalog know it.
+fn other_server(context: &HttpContext, server: &Member) -> Value {
+    let view = context.cluster.registry().view();
+    let entry = view.node(&server.name);
+    let (host, port) = server
+        .address
+        .rsplit_once(':')
+        .unwrap_or((&server.address, ""));
+    let build = entry.and_then(|entry| entry.node.meta.get("consul-version").cloned());
+    let failed = entry.is_some_and(|entry| {
+        let check = entry.checks.get(SERF_HEALTH);
+        check.is_some_and(|check| check.status == CheckStatus::Critical)
+    });
+    let id = entry
+        .map(|entry| entry.node.id.to_string())
+        .filter(|id| !id.is_empty())
+        .unwrap_or_else(|| server.id.to_string());
+    let tags: BTreeMap<&str, String> = BTreeMap::from([
+        ("acls", "0".into()),
+        (
+            "build",
+            format!("{}:", build.as_deref().unwrap_or(CONSUL_VERSION)),
+        ),
+        ("dc", context.node.datacenter.to_string()),
+        ("id", id),
+        ("port", port.to_owned()),
+        ("raft_vsn", "3".into()),
+        ("role", "consul".into()),
+        ("segment", String::new()),
+        ("vsn", "2".into()),
+        ("vsn_max", "3".into()),
+        ("vsn_min", "2".into()),
+    ]);
+    member_json(
+        &server.name,
+        host.trim_matches(['[', ']']),
+        tags,
+        if failed { FAILED } else { ALIVE },
+    )
 }
 
 /// What `consul info` prints: sections of figures, all of them texts.
@@ -191,13 +242,31 @@ fn stats(context: &HttpContext) -> BTreeMap<&'static str, BTreeMap<String, Strin
         ),
         (
             "serf_lan",
-            section(&[("members", "1".into()), ("failed", "0".into())]),
+            section(&[
+                (
+                    "members",
+                    context.cluster.servers().len().max(1).to_string(),
+                ),
+                ("failed", failed_servers(context).to_string()),
+            ]),
         ),
     ]);
     if context.node.server {
         stats.insert("raft", context.cluster.stats().into_iter().collect());
     }
     stats
+}
+
+/// Servers that are dead, as the catalog says.
+fn failed_servers(context: &HttpContext) -> usize {
+    let view = context.cluster.registry().view();
+    let servers = context.cluster.servers();
+    let failed = servers.iter().filter(|server| {
+        let entry = view.node(&server.name);
+        let check = entry.and_then(|entry| entry.checks.get(SERF_HEALTH));
+        check.is_some_and(|check| check.status == CheckStatus::Critical)
+    });
+    failed.count()
 }
 
 pub(crate) async fn version(
@@ -215,12 +284,19 @@ pub(crate) async fn members(
     request: Request,
 ) -> Result<Response, HttpError> {
     let filter = RowFilter::parse(&request, &selectors::MEMBER)?;
-    let visible = request
-        .caller
-        .may(Resource::Node(&context.node.name), Access::Read);
+    let visible = |name: &str| request.caller.may(Resource::Node(name), Access::Read);
     // A client agent is in no wide-area pool.
-    let listed = visible && (context.node.server || !request.query.has("wan"));
-    let rows: Vec<Value> = listed.then(|| member(context)).into_iter().collect();
+    let listed = context.node.server || !request.query.has("wan");
+    let own = (listed && visible(&context.node.name)).then(|| member(context));
+    let servers = context.cluster.servers();
+    let others = servers
+        .iter()
+        .filter(|server| !server.name.eq_ignore_ascii_case(&context.node.name))
+        .filter(|server| visible(&server.name));
+    let rows: Vec<Value> = own
+        .into_iter()
+        .chain(others.map(|server| other_server(context, server)))
+        .collect();
     let bytes = filter.encode(&rows, context.pretty(&request))?;
     Ok(response::json_bytes(StatusCode::OK, bytes))
 }

@@ -24,6 +24,7 @@ mod inside;
 mod jobs;
 mod kv;
 mod named;
+mod operator;
 mod platform_nodes;
 mod request;
 mod response;

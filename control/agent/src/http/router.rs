@@ -12,7 +12,7 @@ use super::{
     HttpContext, agent, agent_checks, agent_services, allocations, catalog, compression,
     config_entries,
     error::HttpError,
-    health, images, jobs, kv, platform_nodes,
+    health, images, jobs, kv, operator, platform_nodes,
     request::{self, PathProblem, Query, Request, RequestBody},
     response::{self, Response},
     snapshot, status,
@@ -93,6 +93,9 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
     "/v1/platform/nodes": GET => platform_nodes::list;
     "/v1/platform/node/": GET => platform_nodes::get, PUT => platform_nodes::change,
         POST => platform_nodes::change;
+    "/v1/operator/raft/configuration": GET => operator::configuration;
+    "/v1/operator/raft/peer": DELETE => operator::remove_peer;
+    "/v1/operator/raft/transfer-leader": POST => operator::transfer_leader, PUT => operator::transfer_leader;
     "/v1/snapshot": GET => snapshot::save, PUT => snapshot::restore;
     "/v1/status/leader": GET => status::leader;
     "/v1/status/peers": GET => status::peers;

@@ -9,6 +9,7 @@ use wharf_registry::{
 };
 
 use crate::{
+    cluster::Cluster,
     config::RuntimeConfig,
     servers::{Introduction, Peers},
     sockets::Sockets,
@@ -85,5 +86,17 @@ pub(super) async fn give_up_leadership(consensus: &Consensus) {
         // Alone, or the last one of several to end.
         Err(MembershipError::NotReady(_)) => {}
         Err(error) => tracing::warn!(%error, "the leadership was not handed over"),
+    }
+}
+
+/// Takes this server out of the cluster, for good. Whoever leads takes its node out of the catalog then.
+pub(super) async fn leave_cluster(cluster: &dyn Cluster, consensus: &Consensus) {
+    let others = consensus.members().len() > 1;
+    let Some(operator) = cluster.operator().filter(|_| others) else {
+        return;
+    };
+    match operator.remove(consensus.id()).await {
+        Ok(()) => tracing::info!("left the cluster"),
+        Err(error) => tracing::warn!(%error, "this server stays a member of the cluster"),
     }
 }

@@ -1,6 +1,6 @@
 //! While the agent runs: signals and requests that concern it as a whole, and the reload of its configuration.
 
-use std::{io, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -14,7 +14,10 @@ use super::{
     identity::node_meta,
     settings::{http_settings, level},
 };
-use crate::{config, context::Control};
+use crate::{
+    config::{self, RuntimeConfig},
+    context::Control,
+};
 
 pub(super) struct Signals {
     interrupt: Signal,
@@ -32,17 +35,47 @@ impl Signals {
     }
 }
 
+/// Why the agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Interrupted,
+    Terminated,
+    /// Somebody asked it to leave the cluster.
+    Leaving,
+}
+
+impl End {
+    /// Whether the agent leaves the cluster for good, or is expected back.
+    pub(super) fn leaves(self, config: &RuntimeConfig) -> bool {
+        match self {
+            End::Interrupted => !config.skip_leave_on_interrupt,
+            End::Terminated => config.leave_on_terminate,
+            End::Leaving => true,
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            End::Interrupted => "interrupted",
+            End::Terminated => "terminated",
+            End::Leaving => "leaving",
+        })
+    }
+}
+
 impl Agent {
     /// The main loop. Returns why the agent ends.
     pub(super) async fn until_told_to_end(
         &mut self,
         signals: &mut Signals,
         requests: &mut mpsc::Receiver<Control>,
-    ) -> &'static str {
+    ) -> End {
         loop {
             tokio::select! {
-                _ = signals.interrupt.recv() => return "interrupted",
-                _ = signals.terminate.recv() => return "terminated",
+                _ = signals.interrupt.recv() => return End::Interrupted,
+                _ = signals.terminate.recv() => return End::Terminated,
                 _ = signals.hangup.recv() => {
                     if let Err(error) = self.reload().await {
                         tracing::error!("the configuration stays as it was: {error}");
@@ -59,7 +92,7 @@ impl Agent {
                     }
                     Control::Leave(answer) => {
                         let _ = answer.send(());
-                        return "leaving";
+                        return End::Leaving;
                     }
                 },
             }

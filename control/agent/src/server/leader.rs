@@ -13,6 +13,9 @@ use crate::servers::{enveloped, read_leader, read_member};
 /// other end is silent breaks long before.
 const ANSWER_WITHIN: Duration = Duration::from_secs(35);
 
+/// How long a leader that was deposed may still answer.
+const LAST_WORDS_WITHIN: Duration = Duration::from_millis(250);
+
 /// Waits for what becomes of a call.
 async fn answer<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
@@ -82,8 +85,21 @@ impl Server {
         command: Bytes,
     ) -> Result<Outcome, ClusterError> {
         let request = proto::ProposeRequest { command };
+        let mut changes = self.consensus.leader_changes();
         let (mut client, request) = self.calling(leader, request)?;
-        let reply = answer(client.propose(request)).await?;
+        // Who was deposed may not be able to say so: a machine that hangs, a cable that was pulled.
+        let deposed = async {
+            let deposed = changes.wait_for(|now| now.as_ref().is_some_and(|now| now != leader));
+            let _ = deposed.await;
+            tokio::time::sleep(LAST_WORDS_WITHIN).await;
+        };
+        let reply = tokio::select! {
+            reply = answer(client.propose(request)) => reply?,
+            () = deposed => {
+                let reason = format!("{} leads no more, and did not answer", leader.name);
+                return Err(CallError::Unknown(reason).into());
+            }
+        };
         let applied = self.consensus.wait_applied(reply.index);
         match tokio::time::timeout(APPLIED_WITHIN, applied).await {
             Ok(Ok(())) => {}
@@ -153,7 +169,7 @@ impl Operator for Server {
             match self.consensus.leader() {
                 None => Err(MembershipError::NoLeader),
                 Some(_) if self.consensus.is_leader() => {
-                    let index = self.registry.view().applied();
+                    let index = self.registry.view().log_index();
                     Ok((self.consensus.members(), index))
                 }
                 Some(leader) => Err(MembershipError::NotLeader { leader }),

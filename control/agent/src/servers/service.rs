@@ -335,7 +335,7 @@ impl Servers for Service {
         let members = self.consensus.members().into_iter();
         Ok(Response::new(proto::MembersReply {
             members: members.map(wire::write_member).collect(),
-            index: self.consensus.registry().view().applied(),
+            index: self.consensus.registry().view().log_index(),
         }))
     }
 

@@ -20,6 +20,7 @@ pub(super) fn command() -> Command {
         .after_help(
             "  $ wharf agent -dev
   $ wharf agent -server -bootstrap-expect=1 -data-dir=/var/lib/wharf
+  $ wharf agent -server -bootstrap-expect=3 -retry-join=10.0.0.1 -data-dir=/var/lib/wharf
   $ wharf agent -config-dir=/etc/wharf.d -log-level=debug",
         )
         .args(agent_flags().iter().map(flag))

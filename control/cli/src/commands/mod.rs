@@ -13,6 +13,7 @@ mod lifecycle;
 mod maint;
 mod members;
 mod node;
+mod operator;
 mod services;
 mod snapshot;
 pub(crate) mod unbuilt;
@@ -30,7 +31,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
     ("Register and configure", &["services", "config", "kv"]),
     ("Run jobs", &["job", "alloc", "node", "image"]),
     ("Look", &["catalog", "members", "info", "watch", "monitor"]),
-    ("Operate", &["snapshot", "maint", "reload", "leave"]),
+    ("Operate", &["snapshot", "maint", "reload", "leave", "operator"]),
     ("Without an agent", &["validate", "keygen", "version"]),
 ];
 
@@ -67,6 +68,7 @@ pub(crate) fn tree() -> Command {
             maint::command(),
             lifecycle::reload_command(),
             lifecycle::leave_command(),
+            operator::command(),
             validate::command(),
             version::keygen_command(),
             version::command(),
@@ -102,6 +104,7 @@ pub(crate) fn run(
         ["monitor"] => block_on(lifecycle::monitor(matches, shell)),
         ["maint"] => block_on(maint::run(matches, shell)),
         ["reload"] => block_on(lifecycle::reload(matches, shell)),
+        ["operator", "raft", verb] => block_on(operator::raft(verb, matches, shell)),
         ["leave"] => block_on(lifecycle::leave(matches, shell)),
         _ => Err(Failure::new(format!(
             "there is no command {:?}",

@@ -23,7 +23,6 @@ const TOP: [&str; 20] = [
     "login",
     "logout",
     "namespace",
-    "operator",
     "partition",
     "peering",
     "resource",
@@ -32,11 +31,15 @@ const TOP: [&str; 20] = [
     "troubleshoot",
 ];
 
-const BELOW: [(&str, &str); 7] = [
+const BELOW: [(&str, &str); 11] = [
     ("connect", "ca"),
     ("connect", "envoy"),
     ("connect", "expose"),
     ("connect", "redirect-traffic"),
+    ("operator", "area"),
+    ("operator", "autopilot"),
+    ("operator", "usage"),
+    ("operator", "utilization"),
     ("services", "export"),
     ("services", "exported-services"),
     ("services", "imported-services"),

@@ -100,6 +100,13 @@ async fn a_leader_that_is_cut_off_is_replaced_within_seconds_and_serves_nothing_
 
     let cut_off = cluster.at(old);
     cut_off.read_barrier(Consistency::Stale).await.unwrap();
+    // It does not claim to lead either, soon after.
+    let mut changes = cut_off.leader_changes();
+    let leaderless = changes.wait_for(Option::is_none);
+    tokio::time::timeout(Duration::from_secs(2), leaderless)
+        .await
+        .unwrap()
+        .unwrap();
     for consistency in [Consistency::Default, Consistency::Consistent] {
         let refused = cut_off.read_barrier(consistency).await.unwrap_err();
         assert!(
@@ -119,6 +126,30 @@ async fn a_leader_that_is_cut_off_is_replaced_within_seconds_and_serves_nothing_
     assert_eq!(cluster.leader().await, new, "nobody was deposed");
     let view = cluster.at(old).registry().view();
     assert!(view.kv("lost").is_none() && view.kv("refused").is_none());
+}
+
+/// Servers that are left without a majority say that there is no leader, until there is one again.
+#[tokio::test(start_paused = true)]
+async fn a_minority_knows_no_leader() {
+    let mut cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    cluster.crash((leader + 2) % 3).await;
+    assert!(cluster.write("two are enough").await);
+    cluster.crash(leader).await;
+    let alone = cluster.at(follower).clone();
+    let mut changes = alone.leader_changes();
+    let lost = changes.wait_for(Option::is_none);
+    tokio::time::timeout(Duration::from_secs(2), lost)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        alone.propose(&set("refused", "v")).await,
+        Err(ProposeError::NoLeader)
+    );
+    cluster.start(leader).await;
+    cluster.agree_on(&["two are enough".into()]).await;
 }
 
 /// A server that cannot hear the leader, while the others can, must not depose it.

@@ -354,7 +354,7 @@ impl Cluster {
     pub(super) async fn agree_on(&self, keys: &[String]) {
         let leader = self.leader().await;
         assert!(self.write("the end").await);
-        let index = self.at(leader).registry().view().applied();
+        let index = self.at(leader).registry().view().log_index();
         let mut hashes = BTreeSet::new();
         for (at, consensus) in self.running() {
             let caught_up = consensus.wait_applied(index);
@@ -366,7 +366,7 @@ impl Cluster {
             for key in keys {
                 assert!(view.kv(key).is_some(), "server {at} has lost {key}");
             }
-            assert_eq!(view.applied(), index, "nothing else was written");
+            assert_eq!(view.log_index(), index, "nothing else was written");
             let meta = crate::snapshot::SnapshotMeta::default();
             let mut writer = crate::snapshot::SnapshotWriter::new(std::io::sink(), &meta).unwrap();
             view.records()

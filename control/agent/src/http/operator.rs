@@ -1,0 +1,143 @@
+//! `/v1/operator/raft`: the servers of the cluster, for who operates it.
+
+use http::StatusCode;
+use serde::Serialize;
+use uuid::Uuid;
+use wharf_registry::{consensus::Member, log::ServerId};
+
+use super::{
+    HttpContext,
+    blocking::check_datacenter,
+    error::HttpError,
+    request::Request,
+    response::{self, Response},
+};
+use crate::{
+    authz::{Access, Resource},
+    cluster::Operator,
+};
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Configuration {
+    servers: Vec<Server>,
+    index: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Server {
+    #[serde(rename = "ID")]
+    id: String,
+    node: String,
+    address: String,
+    leader: bool,
+    protocol_version: &'static str,
+    voter: bool,
+    /// How far the server has the log; 0 where that is not known.
+    last_index: u64,
+}
+
+impl From<Member> for Server {
+    fn from(member: Member) -> Server {
+        Server {
+            id: member.id.to_string(),
+            node: member.name,
+            address: member.address,
+            leader: member.leader,
+            // Of Consul's releases: servers have ids.
+            protocol_version: "3",
+            voter: member.voter,
+            last_index: member.replicated.unwrap_or(0),
+        }
+    }
+}
+
+fn operator(context: &HttpContext) -> Result<&dyn Operator, HttpError> {
+    let operator = context.cluster.operator();
+    operator.ok_or_else(|| HttpError::internal("this agent has no servers to operate on"))
+}
+
+pub(crate) async fn configuration(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    check_datacenter(context, &request)?;
+    request.caller.check(Resource::Operator, Access::Read)?;
+    let (members, index) = if request.query.has("stale") {
+        let index = context.cluster.registry().view().log_index();
+        (context.cluster.servers(), index)
+    } else {
+        operator(context)?.configuration().await?
+    };
+    let configuration = Configuration {
+        servers: members.into_iter().map(Server::from).collect(),
+        index,
+    };
+    response::json(&configuration, context.pretty(&request))
+}
+
+fn server_id(text: &str) -> Result<ServerId, HttpError> {
+    let id = Uuid::try_parse(text);
+    id.map(ServerId)
+        .map_err(|_| HttpError::bad_request(format!("{text:?} is no id of a server: a UUID")))
+}
+
+pub(crate) async fn remove_peer(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    check_datacenter(context, &request)?;
+    request.caller.check(Resource::Operator, Access::Write)?;
+    let operator = operator(context)?;
+    let of = |name| request.query.get(name).filter(|text| !text.is_empty());
+    let id = match (of("id"), of("address")) {
+        (Some(_), Some(_)) => {
+            return Err(HttpError::bad_request(
+                "Must specify only one of ?address or ?id",
+            ));
+        }
+        (None, None) => {
+            return Err(HttpError::bad_request(
+                "Must specify either ?id with the server's ID or ?address with IP:port of peer to remove",
+            ));
+        }
+        (Some(id), None) => server_id(id)?,
+        (None, Some(address)) => {
+            let (members, _) = operator.configuration().await?;
+            let member = members.into_iter().find(|member| member.address == address);
+            let member = member.ok_or_else(|| {
+                HttpError::bad_request(format!(
+                    "address {address:?} was not found in the Raft configuration"
+                ))
+            })?;
+            member.id
+        }
+    };
+    operator.remove(id).await?;
+    Ok(response::empty(StatusCode::OK))
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Transferred {
+    success: bool,
+    /// Not in Consul's answer.
+    leader: String,
+}
+
+pub(crate) async fn transfer_leader(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    check_datacenter(context, &request)?;
+    request.caller.check(Resource::Operator, Access::Write)?;
+    let to = request.query.get("id").filter(|id| !id.is_empty());
+    let to = to.map(server_id).transpose()?;
+    let leader = operator(context)?.transfer_leadership(to).await?;
+    let transferred = Transferred {
+        success: true,
+        leader,
+    };
+    response::json(&transferred, context.pretty(&request))
+}

@@ -1,0 +1,297 @@
+//! Several servers on addresses of their own, with the same ports, as on several machines.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use wharf_tests::{Agent, Ended, Http, Ports, Process, SOON, eventually, eventually_some, run};
+
+/// The directory and the ports of servers that run one after the other or together.
+#[derive(Debug)]
+pub(super) struct Site {
+    directory: TempDir,
+    ports: Ports,
+    flags: Vec<String>,
+}
+
+/// The server at 127.0.0.`number`.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) number: u8,
+    pub(super) process: Process,
+    pub(super) http: Http,
+    ports: Ports,
+}
+
+impl Site {
+    /// `flags` are common to all servers.
+    pub(super) fn new(flags: &[&str]) -> Site {
+        Site {
+            directory: tempfile::tempdir().unwrap(),
+            ports: Ports::choose(),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        }
+    }
+
+    pub(super) fn data_dir(&self, number: u8) -> PathBuf {
+        self.directory.path().join(format!("s{number}"))
+    }
+
+    pub(super) fn server_address(&self, number: u8) -> String {
+        format!("127.0.0.{number}:{}", self.ports.server)
+    }
+
+    pub(super) fn start(&self, number: u8, flags: &[&str]) -> Server {
+        let address = format!("127.0.0.{number}");
+        let own = [
+            "-server".to_owned(),
+            format!("-node=s{number}"),
+            format!("-bind={address}"),
+            format!("-client={address}"),
+            format!("-data-dir={}", self.data_dir(number).display()),
+        ];
+        let flags = flags.iter().map(|flag| (*flag).to_owned());
+        let flags: Vec<String> = own
+            .into_iter()
+            .chain(self.flags.iter().cloned())
+            .chain(flags)
+            .collect();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let process = Process::start(&mut Agent::command(self.ports, &flags));
+        let http = Http {
+            address: SocketAddr::from(([127, 0, 0, number], self.ports.http)),
+            timeout: Duration::from_secs(60),
+        };
+        Server {
+            number,
+            process,
+            http,
+            ports: self.ports,
+        }
+    }
+
+    /// Three that found a cluster together, and have a leader.
+    pub(super) fn three(&self) -> Vec<Server> {
+        let servers: Vec<Server> = (1..=3).map(|number| self.expecting(number)).collect();
+        for server in &servers {
+            server.wait_for_peers(3);
+        }
+        servers
+    }
+
+    /// One of three; also how it is started again.
+    pub(super) fn expecting(&self, number: u8) -> Server {
+        // Not everybody has to know everybody.
+        let join = format!("-retry-join={}", self.server_address(1));
+        let other = format!("-retry-join=127.0.0.{}", if number == 1 { 2 } else { 1 });
+        self.start(number, &["-bootstrap-expect=3", &join, &other])
+    }
+}
+
+impl Server {
+    pub(super) fn name(&self) -> String {
+        format!("s{}", self.number)
+    }
+
+    /// The address of the leader as this server knows it; empty: none.
+    pub(super) fn leader(&self) -> String {
+        let reply = self.http.request("GET", "/v1/status/leader", &[], b"");
+        let text = reply.map(|reply| reply.text()).unwrap_or_default();
+        text.trim().trim_matches('"').to_owned()
+    }
+
+    /// Waits until it knows a leader and so many voters.
+    #[track_caller]
+    pub(super) fn wait_for_peers(&self, count: usize) {
+        let there = eventually(SOON, || {
+            !self.leader().is_empty()
+                && self
+                    .http
+                    .request("GET", "/v1/status/peers", &[], b"")
+                    .is_ok_and(|reply| {
+                        reply.status == 200 && reply.json().as_array().map(Vec::len) == Some(count)
+                    })
+        });
+        assert!(
+            there,
+            "{} has no {count} peers:\n{}",
+            self.name(),
+            self.process.text()
+        );
+    }
+
+    pub(super) fn put(&self, key: &str, value: &[u8]) -> bool {
+        let reply = self
+            .http
+            .request("PUT", &format!("/v1/kv/{key}"), &[], value);
+        reply.is_ok_and(|reply| reply.status == 200)
+    }
+
+    pub(super) fn keys(&self, prefix: &str, consistency: &str) -> Vec<String> {
+        let path = format!("/v1/kv/{prefix}?keys&{consistency}");
+        let reply = self.http.request("GET", &path, &[], b"");
+        let Ok(reply) = reply else {
+            return Vec::new();
+        };
+        if reply.status != 200 {
+            return Vec::new();
+        }
+        let keys = reply.json();
+        let keys = keys.as_array().cloned().unwrap_or_default();
+        keys.iter()
+            .filter_map(|key| key.as_str().map(str::to_owned))
+            .collect()
+    }
+
+    /// The status of `serfHealth` of a node, as this server's own copy of the catalog says it.
+    pub(super) fn health_of(&self, node: &str) -> String {
+        let path = format!("/v1/health/node/{node}?stale");
+        let Ok(reply) = self.http.request("GET", &path, &[], b"") else {
+            return String::new();
+        };
+        let checks = reply.json();
+        let check = checks
+            .as_array()
+            .and_then(|checks| checks.iter().find(|check| check["CheckID"] == "serfHealth"));
+        check.map_or_else(String::new, |check| {
+            check["Status"].as_str().unwrap_or_default().to_owned()
+        })
+    }
+
+    pub(super) fn run(&self, words: &[&str]) -> Ended {
+        let mut command = Agent::command(self.ports, &[]);
+        let program = command.get_program().to_owned();
+        command = std::process::Command::new(program);
+        command
+            .args(words)
+            .env("CONSUL_HTTP_ADDR", self.http.address.to_string());
+        run(&mut command)
+    }
+
+    pub(super) fn kill(mut self) {
+        self.process.stop(Signal::KILL);
+    }
+}
+
+/// The place of the leader among the servers, once all of them agree.
+#[track_caller]
+pub(super) fn leader_of(servers: &[Server]) -> usize {
+    let agreed = eventually_some(SOON, || {
+        let first = servers.first()?.leader();
+        let agreed = !first.is_empty() && servers.iter().all(|server| server.leader() == first);
+        let place = servers
+            .iter()
+            .position(|server| first.starts_with(&format!("{}:", server.http.address.ip())))?;
+        agreed.then_some(place)
+    });
+    agreed.unwrap_or_else(|| panic!("the servers do not agree on a leader"))
+}
+
+/// Writers on several servers, until it is stopped. They go on over every failure.
+pub(super) struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<Vec<(Instant, String)>>>,
+    writers: Vec<thread::JoinHandle<()>>,
+}
+
+impl Load {
+    pub(super) fn on(servers: &[Server]) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(Mutex::new(Vec::new()));
+        let writers = servers
+            .iter()
+            .flat_map(|server| [server, server])
+            .enumerate();
+        let writers = writers
+            .map(|(writer, server)| {
+                let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+                let http = server.http;
+                thread::spawn(move || {
+                    let mut number = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let key = format!("load/{writer}/{number}");
+                        number += 1;
+                        let reply = http.request("PUT", &format!("/v1/kv/{key}"), &[], b"value");
+                        if reply.is_ok_and(|reply| reply.status == 200) {
+                            acknowledged.lock().unwrap().push((Instant::now(), key));
+                        } else {
+                            // A server that is gone refuses faster than anybody can count.
+                            thread::sleep(Duration::from_millis(5));
+                        }
+                    }
+                })
+            })
+            .collect();
+        Load {
+            stop,
+            acknowledged,
+            writers,
+        }
+    }
+
+    /// Waits until so many writes were acknowledged after `since`, and says when the first one was.
+    #[track_caller]
+    pub(super) fn wait_for_writes_after(&self, since: Instant, count: usize) -> Duration {
+        let first = eventually_some(SOON, || {
+            let acknowledged = self.acknowledged.lock().unwrap();
+            let after: Vec<_> = acknowledged.iter().filter(|(at, _)| *at > since).collect();
+            (after.len() >= count).then(|| after.iter().map(|(at, _)| *at - since).min())
+        });
+        first.flatten().expect("writes go on")
+    }
+
+    /// The longest time without an acknowledgement after `since`.
+    pub(super) fn longest_gap_after(&self, since: Instant) -> Duration {
+        let acknowledged = self.acknowledged.lock().unwrap();
+        let mut times: Vec<Instant> = acknowledged
+            .iter()
+            .map(|(at, _)| *at)
+            .filter(|at| *at > since)
+            .collect();
+        times.push(since);
+        times.sort();
+        let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+        gaps.max().unwrap_or_default()
+    }
+
+    /// Ends it, and returns every key that was acknowledged.
+    pub(super) fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.writers {
+            writer.join().unwrap();
+        }
+        let acknowledged = std::mem::take(&mut *self.acknowledged.lock().unwrap());
+        acknowledged.into_iter().map(|(_, key)| key).collect()
+    }
+}
+
+/// Waits until each server has each key in its own copy.
+#[track_caller]
+pub(super) fn assert_everywhere(servers: &[Server], prefix: &str, keys: &[String]) {
+    for server in servers {
+        let mut missing = Vec::new();
+        let there = eventually(SOON, || {
+            let found = server.keys(prefix, "stale");
+            let found: std::collections::BTreeSet<_> = found.into_iter().collect();
+            missing = keys.iter().filter(|key| !found.contains(*key)).collect();
+            missing.is_empty()
+        });
+        assert!(
+            there,
+            "{} lacks {} of {} acknowledged writes, such as {:?}",
+            server.name(),
+            missing.len(),
+            keys.len(),
+            missing.first()
+        );
+    }
+}
