@@ -17,7 +17,7 @@ pub(super) fn command() -> Command {
         .about("Look after the servers of the cluster")
         .group_help("  $ wharf operator raft list-peers")
         .subcommands([Command::new("raft")
-            .about("List, remove and order the servers that hold the state")
+            .about("The servers that hold the state")
             .group_help(
                 "  $ wharf operator raft list-peers
   $ wharf operator raft transfer-leader
@@ -49,16 +49,19 @@ fn list_command() -> Command {
 }
 
 fn remove_command() -> Command {
-    client_command("remove-peer", "Take a server that is gone for good out of the cluster")
-        .args([
-            value("address", "host:port", "The server at this address"),
-            value("id", "id", "The server of this id"),
-        ])
-        .long_about(
-            "The rest of the servers has to have a live majority without it. A server that still runs comes back \
-             by itself: stop it, or have it leave with \"wharf leave\".",
-        )
-        .after_help("  $ wharf operator raft remove-peer -address=10.0.0.3:8300")
+    client_command(
+        "remove-peer",
+        "Take a server that is gone for good out of the cluster",
+    )
+    .args([
+        value("address", "host:port", "The server at this address"),
+        value("id", "id", "The server of this id"),
+    ])
+    .long_about(
+        "The rest of the servers has to have a live majority without it. A server that still runs\n\
+             comes back by itself: stop it, or have it leave with \"wharf leave\".",
+    )
+    .after_help("  $ wharf operator raft remove-peer -address=10.0.0.3:8300")
 }
 
 fn transfer_command() -> Command {
