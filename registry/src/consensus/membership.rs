@@ -34,6 +34,8 @@ const CAUGHT_UP: u64 = 500;
 /// Who was heard of within this time is there. Longer than a stalled disk holds up an acknowledgement,
 /// as a rule, and than any election.
 const ALIVE: Duration = Duration::from_secs(3);
+/// Who was not heard of for this long is dead: a new server may take its vote.
+const DEAD: Duration = Duration::from_secs(10);
 /// How often a leader with learners looks whether they have the log.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a change of the membership may take before the leader looks again.
@@ -345,6 +347,8 @@ struct Situation {
     last_log: u64,
     replicated: BTreeMap<ServerId, u64>,
     heard: BTreeMap<ServerId, Duration>,
+    /// How long this server has led: whom it never heard was silent for as long.
+    led: Duration,
 }
 
 impl Situation {
@@ -386,6 +390,18 @@ impl Situation {
 
     fn is_alive(&self, id: &ServerId) -> bool {
         self.heard.get(id).is_some_and(|ago| *ago < ALIVE)
+    }
+
+    fn silence(&self, id: &ServerId) -> Duration {
+        self.heard.get(id).copied().unwrap_or(self.led)
+    }
+
+    /// The voter that is dead for longest.
+    fn dead_voter(&self) -> Option<ServerId> {
+        let dead = self.voters().into_iter().map(|id| (self.silence(&id), id));
+        dead.filter(|(silence, _)| *silence >= DEAD)
+            .max()
+            .map(|(_, id)| id)
     }
 
     fn has_log(&self, id: &ServerId) -> bool {
@@ -453,12 +469,20 @@ fn next_step(situation: &Situation, own_server: &Server) -> Step {
         if !situation.is_alive(id) || !situation.has_log(id) {
             continue;
         }
-        let mut voters = situation.voters();
+        let before = situation.voters();
+        let mut voters = before.clone();
         for replaced in situation.replaced_by(server) {
             // Never itself: a leader that is replaced by a learner would be alive at that address.
             if replaced != situation.own {
                 voters.remove(&replaced);
             }
+        }
+        // A server under another name and at another address comes in place of one that is dead: else the dead
+        // would count, and more and more living ones be needed for a majority.
+        if voters.len() == before.len()
+            && let Some(dead) = situation.dead_voter()
+        {
+            voters.remove(&dead);
         }
         voters.insert(*id);
         if situation.has_live_majority(&voters) {
@@ -476,8 +500,14 @@ pub(super) async fn look_after_members(
     turn: Arc<Mutex<()>>,
 ) {
     let mut metrics = raft.server_metrics();
+    let mut leading_since = None;
     loop {
-        let situation = Situation::of(&raft, own);
+        let mut situation = Situation::of(&raft, own);
+        leading_since = match situation.leading {
+            true => leading_since.or_else(|| Some(Instant::now())),
+            false => None,
+        };
+        situation.led = leading_since.map_or(Duration::ZERO, |since| since.elapsed());
         let step = next_step(&situation, &own_server);
         let change = match step {
             Step::Nothing => {
@@ -551,6 +581,7 @@ mod tests {
             last_log: LAST,
             replicated: all.iter().map(|n| (id(*n), LAST)).collect(),
             heard: all.iter().map(|n| (id(*n), Duration::ZERO)).collect(),
+            led: Duration::ZERO,
         }
     }
 
@@ -599,6 +630,23 @@ mod tests {
             situation.membership.servers.insert(id(4), server);
             assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 4])));
         }
+    }
+
+    #[test]
+    fn a_new_server_takes_the_place_of_one_that_is_dead() {
+        let mut situation = situation([1, 2, 3], [4]);
+        situation.heard.insert(id(3), DEAD / 2);
+        assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 3, 4])));
+        situation.heard.insert(id(3), DEAD);
+        assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 4])));
+        // A new leader has never heard of it, and gives it time.
+        situation.heard.remove(&id(3));
+        assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 3, 4])));
+        situation.led = DEAD;
+        assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 4])));
+        // By itself nobody is removed.
+        situation.membership.servers.remove(&id(4));
+        assert_eq!(step(&situation), Step::Nothing);
     }
 
     #[test]

@@ -358,3 +358,52 @@ fn a_leader_that_ends_hands_over_and_one_that_leaves_is_forgotten() {
         "{refused}"
     );
 }
+
+#[test]
+fn a_dead_server_is_forced_out_and_another_comes() {
+    let site = Site::new(&[]);
+    let mut servers = site.three();
+    let leader = leader_of(&servers);
+    let alive = servers[(leader + 2) % 3].name();
+    servers[leader].run(&["force-leave", &alive]).success();
+    let dead = servers.remove((leader + 1) % 3);
+    let name = dead.name();
+    dead.kill();
+    // As soon as it counts as dead.
+    assert!(eventually(SOON, || {
+        servers[0].run(&["force-leave", &name]).code == Some(0)
+            && servers[0]
+                .http
+                .get("/v1/status/peers")
+                .json()
+                .as_array()
+                .map(Vec::len)
+                == Some(2)
+    }));
+    assert!(eventually(SOON, || {
+        let members = servers[0].run(&["members"]).success();
+        !members.contains(&name) && members.contains(&alive)
+    }));
+    let unknown = servers[0].run(&["force-leave", "nobody"]).failure();
+    assert!(
+        unknown.contains("No node found with name 'nobody'"),
+        "{unknown}"
+    );
+
+    // A third of another name and at another address, found by name.
+    let join = format!("-retry-join=localhost:{}", site.server_port());
+    let others: Vec<String> = servers
+        .iter()
+        .map(|server| format!("-retry-join={}", site.server_address(server.number)))
+        .collect();
+    let flags: Vec<&str> = others
+        .iter()
+        .map(String::as_str)
+        .chain([join.as_str()])
+        .collect();
+    servers.push(site.start(4, &flags));
+    for server in &servers {
+        server.wait_for_peers(3);
+    }
+    assert!(servers[2].put("after", b"value"));
+}

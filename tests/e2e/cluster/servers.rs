@@ -50,6 +50,10 @@ impl Site {
         format!("127.0.0.{number}:{}", self.ports.server)
     }
 
+    pub(super) fn server_port(&self) -> u16 {
+        self.ports.server
+    }
+
     pub(super) fn start(&self, number: u8, flags: &[&str]) -> Server {
         let address = format!("127.0.0.{number}");
         let own = [

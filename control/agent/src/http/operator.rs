@@ -141,3 +141,24 @@ pub(crate) async fn transfer_leader(
     };
     response::json(&transferred, context.pretty(&request))
 }
+
+/// `/v1/agent/force-leave/<node>`: takes a server that is dead out of the cluster. One that is alive stays, as it
+/// does with Consul.
+pub(crate) async fn force_leave(
+    context: &HttpContext,
+    request: Request,
+) -> Result<Response, HttpError> {
+    request.caller.check(Resource::Operator, Access::Write)?;
+    let name = request.rest.as_str();
+    let no_such = || HttpError::not_found(format!("agent: No node found with name '{name}'"));
+    let operator = context.cluster.operator().ok_or_else(no_such)?;
+    let (members, _) = operator.configuration().await?;
+    let member = members
+        .into_iter()
+        .find(|member| member.name.eq_ignore_ascii_case(name));
+    let member = member.ok_or_else(no_such)?;
+    if !member.is_alive() {
+        operator.remove(member.id).await?;
+    }
+    Ok(response::empty(StatusCode::OK))
+}

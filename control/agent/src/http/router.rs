@@ -51,6 +51,7 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
     "/v1/agent/monitor": GET => agent::monitor;
     "/v1/agent/reload": PUT => agent::reload;
     "/v1/agent/leave": PUT => agent::leave;
+    "/v1/agent/force-leave/": PUT => operator::force_leave;
     "/v1/agent/maintenance": PUT => agent::maintenance;
     "/v1/agent/services": GET => agent_services::list;
     "/v1/agent/service/": GET => agent_services::get;
@@ -105,7 +106,6 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
 const NOT_BUILT: &[&str] = &[
     "/v1/acl/",
     "/v1/agent/connect/",
-    "/v1/agent/force-leave/",
     "/v1/agent/host",
     "/v1/agent/join/",
     "/v1/agent/metrics/stream",

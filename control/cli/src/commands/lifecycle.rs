@@ -6,8 +6,8 @@ use http_body_util::BodyExt;
 use super::client_command;
 use crate::{
     failure::{Failure, chain},
-    flags::{Given, switch, value},
-    http::Request,
+    flags::{Given, argument, switch, value},
+    http::{Request, segment},
     shell::Shell,
 };
 
@@ -37,6 +37,37 @@ pub(super) async fn leave(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result
         .await
         .map_err(|error| error.while_("Error leaving"))?;
     shell.line("Graceful leave complete")
+}
+
+pub(super) fn force_leave_command() -> Command {
+    client_command("force-leave", "Take a server that is dead out of the cluster")
+        .args([
+            argument("NODE").required(true),
+            switch("prune", "Remove it from the list of members too, as is always done here"),
+        ])
+        .long_about(
+            "NODE is the name of a server that is gone for good. The rest of the servers has to have a live\n\
+             majority without it. A server that is alive stays.",
+        )
+        .after_help("  $ wharf force-leave s3")
+}
+
+pub(super) async fn force_leave(
+    matches: &ArgMatches,
+    shell: &mut Shell<'_>,
+) -> Result<(), Failure> {
+    let node = matches.text("NODE").unwrap_or_default();
+    let path = format!("/v1/agent/force-leave/{}", segment(node));
+    let mut request = Request::put(path);
+    if matches.on("prune") {
+        request = request.mark("prune");
+    }
+    shell
+        .client(matches)?
+        .fetch(request)
+        .await
+        .map_err(|error| error.while_("Error force leaving"))?;
+    Ok(())
 }
 
 pub(super) fn monitor_command() -> Command {

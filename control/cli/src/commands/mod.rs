@@ -31,7 +31,17 @@ pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
     ("Register and configure", &["services", "config", "kv"]),
     ("Run jobs", &["job", "alloc", "node", "image"]),
     ("Look", &["catalog", "members", "info", "watch", "monitor"]),
-    ("Operate", &["snapshot", "maint", "reload", "leave", "operator"]),
+    (
+        "Operate",
+        &[
+            "snapshot",
+            "maint",
+            "reload",
+            "leave",
+            "force-leave",
+            "operator",
+        ],
+    ),
     ("Without an agent", &["validate", "keygen", "version"]),
 ];
 
@@ -68,6 +78,7 @@ pub(crate) fn tree() -> Command {
             maint::command(),
             lifecycle::reload_command(),
             lifecycle::leave_command(),
+            lifecycle::force_leave_command(),
             operator::command(),
             validate::command(),
             version::keygen_command(),
@@ -106,6 +117,7 @@ pub(crate) fn run(
         ["reload"] => block_on(lifecycle::reload(matches, shell)),
         ["operator", "raft", verb] => block_on(operator::raft(verb, matches, shell)),
         ["leave"] => block_on(lifecycle::leave(matches, shell)),
+        ["force-leave"] => block_on(lifecycle::force_leave(matches, shell)),
         _ => Err(Failure::new(format!(
             "there is no command {:?}",
             path.join(" ")

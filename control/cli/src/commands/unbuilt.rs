@@ -9,12 +9,11 @@ pub(crate) fn is_unbuilt(path: &[&str]) -> bool {
     }
 }
 
-const TOP: [&str; 20] = [
+const TOP: [&str; 18] = [
     "acl",
     "debug",
     "event",
     "exec",
-    "force-leave",
     "intention",
     "join",
     "keyring",
