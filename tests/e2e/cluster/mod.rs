@@ -1,5 +1,6 @@
 //! Several servers are one registry: whatever happens to one of them.
 
+mod chaos;
 mod servers;
 
 use std::{

@@ -133,6 +133,27 @@ impl Server {
         );
     }
 
+    /// Whether the server of this number has a vote, as this one's copy of the membership says. Under
+    /// which id does not matter: the membership has one of its name.
+    pub(super) fn is_voter(&self, number: u8) -> bool {
+        let path = "/v1/operator/raft/configuration?stale";
+        let Ok(reply) = self.http.request("GET", path, &[], b"") else {
+            return false;
+        };
+        if reply.status != 200 {
+            return false;
+        }
+        let servers = reply.json()["Servers"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let named: Vec<_> = servers
+            .iter()
+            .filter(|server| server["Node"] == format!("s{number}"))
+            .collect();
+        servers.len() == 3 && named.len() == 1 && named[0]["Voter"] == true
+    }
+
     pub(super) fn put(&self, key: &str, value: &[u8]) -> bool {
         let reply = self
             .http
