@@ -44,7 +44,7 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError},
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use uuid::Uuid;
 
 use self::{
@@ -106,6 +106,8 @@ struct Inner {
     /// Changes of the membership take turns.
     changing: Arc<tokio::sync::Mutex<()>>,
     contact: Arc<Contact>,
+    /// A server that restarts votes for nobody before a lease is over that it may have given.
+    votes_from: Instant,
     /// The term in which this server, leading alone, was seen to have applied what precedes it.
     settled_term: AtomicU64,
     stopping: Arc<AtomicBool>,
@@ -171,6 +173,19 @@ impl Consensus {
             own: id,
             addresses: addresses.clone(),
         };
+        // It may have acknowledged a leader right before it went down, and votes for nobody, itself included, until
+        // that leader's lease is over. Alone it has nobody to wait for, and stands for election below.
+        let lease = config.timings.election_max;
+        let gave_lease = !alone && opened.log.vote().is_some();
+        let raft_config = match gave_lease {
+            true => Arc::new(Config {
+                enable_elect: false,
+                ..(*raft_config).clone()
+            }),
+            false => raft_config,
+        };
+        let now = Instant::now();
+        let votes_from = if gave_lease { now + lease } else { now };
         let raft = Raft::new(id, raft_config, network, storage, machine)
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
@@ -194,7 +209,14 @@ impl Consensus {
         );
         let changing = Arc::default();
         let members = membership::look_after_members(raft.clone(), id, own, Arc::clone(&changing));
-        let tasks = vec![tokio::spawn(supervisor.run()), tokio::spawn(members)];
+        let mut tasks = vec![tokio::spawn(supervisor.run()), tokio::spawn(members)];
+        if gave_lease {
+            let raft = raft.clone();
+            tasks.push(tokio::spawn(async move {
+                tokio::time::sleep_until(votes_from).await;
+                raft.runtime_config().elect(true);
+            }));
+        }
         let limits = config.limits;
         let inner = Inner {
             id,
@@ -209,6 +231,7 @@ impl Consensus {
             applied,
             changing,
             contact,
+            votes_from,
             settled_term: AtomicU64::new(0),
             stopping,
             tasks: Mutex::new(tasks),

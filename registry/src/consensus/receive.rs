@@ -72,6 +72,10 @@ impl Consensus {
 
     pub async fn receive_vote(&self, from: ServerId, request: VoteRequest) -> Checked<VoteReply> {
         check_candidate(&request, from)?;
+        // Before it went down this server may have acknowledged a leader that counts on it still.
+        if request.election != Election::HandOver {
+            tokio::time::sleep_until(self.inner.votes_from).await;
+        }
         let raft = &self.inner.raft;
         let rpc = RaftVoteRequest {
             vote: raft::raft_vote(request.vote),
@@ -91,12 +95,24 @@ impl Consensus {
     }
 
     pub async fn receive_heartbeat(&self, from: ServerId, request: Append) -> Checked<AppendReply> {
-        let reply = self
-            .inner
-            .raft
-            .append_entries(raft_append(request, from, self.inner.id)?)
-            .await
-            .map_err(|_| ReceiveError::ShuttingDown)?;
+        let raft = &self.inner.raft;
+        let vote = raft::raft_vote(request.vote);
+        let append = raft.append_entries(raft_append(request, from, self.inner.id)?);
+        // The answer of the core waits for what the log is writing. That this server follows, and will vote for
+        // nobody else for a while, is true as soon as the core has read the message; a leader whose followers
+        // have slow disks keeps its lease. The question comes after the message, in one queue.
+        let follows = raft.with_raft_state(move |state| *state.vote_ref() == vote);
+        tokio::pin!(append, follows);
+        let reply = tokio::select! {
+            biased;
+            reply = &mut append => reply,
+            follows = &mut follows => match follows {
+                Ok(true) => Ok(AppendEntriesResponse::Success),
+                Ok(false) => append.await,
+                Err(_) => return Err(ReceiveError::ShuttingDown),
+            },
+        };
+        let reply = reply.map_err(|_| ReceiveError::ShuttingDown)?;
         let reply = match reply {
             AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => {
                 AppendReply::Accepted

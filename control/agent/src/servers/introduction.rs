@@ -477,6 +477,17 @@ impl Introductions {
         let met = futures_util::future::join_all(greetings).await;
         // Several places may be one server.
         let own = self.consensus.id();
+        let namesake = met
+            .iter()
+            .flatten()
+            .find(|met| met.id == own && met.server.address != self.about.server.address);
+        if let Some(met) = namesake {
+            self.complaints.error(&format!(
+                "the server at {} has the id of this one, {own}: its data directory was copied from here, or this \
+                 one's from there; empty one of them",
+                met.place
+            ));
+        }
         let met: BTreeMap<ServerId, Met> = met
             .into_iter()
             .flatten()

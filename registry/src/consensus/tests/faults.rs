@@ -9,14 +9,14 @@ use crate::log::{Entry, LogId, LogState, OnDurable, Vote};
 
 /// A memory log whose appends, once told so, stall until released or fail.
 #[derive(Debug, Default)]
-struct FaultyLog {
+pub(super) struct FaultyLog {
     log: MemoryLog,
     fault: Mutex<Option<Fault>>,
     stalled: Mutex<Vec<OnDurable>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Fault {
+pub(super) enum Fault {
     Stall,
     /// The fsync after an append fails.
     Fsync,
@@ -25,11 +25,11 @@ enum Fault {
 }
 
 impl FaultyLog {
-    fn set(&self, fault: Fault) {
+    pub(super) fn set(&self, fault: Fault) {
         *self.fault.lock().unwrap() = Some(fault);
     }
 
-    fn release(&self) {
+    pub(super) fn release(&self) {
         *self.fault.lock().unwrap() = None;
         for done in self.stalled.lock().unwrap().drain(..) {
             done.call(Ok(()));

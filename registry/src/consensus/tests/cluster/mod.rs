@@ -128,6 +128,67 @@ async fn a_leader_that_is_cut_off_is_replaced_within_seconds_and_serves_nothing_
     assert!(view.kv("lost").is_none() && view.kv("refused").is_none());
 }
 
+/// A follower that forgot in a restart whom it follows could help another to the leadership while the lease of
+/// the first one lasts.
+#[tokio::test(start_paused = true)]
+async fn a_restart_breaks_no_lease() {
+    for restart_after in [300, 700, 1100] {
+        let mut cluster = Cluster::founded(3).await;
+        let leader = cluster.leader().await;
+        let (cut, restarted) = ((leader + 1) % 3, (leader + 2) % 3);
+        let ids = [cluster.machines[leader].id, cluster.machines[cut].id];
+        cluster.net.partition(&ids[..1], &ids[1..]);
+        tokio::time::sleep(Duration::from_millis(restart_after)).await;
+        // It has just acknowledged the leader, and does not hear it any more.
+        let ids = [cluster.machines[leader].id, cluster.machines[restarted].id];
+        cluster.net.partition(&ids[..1], &ids[1..]);
+        cluster.crash(restarted).await;
+        cluster.start(restarted).await;
+        let (old, others) = (cluster.at(leader), [cut, restarted]);
+        let lead = async |at: usize| {
+            let read = cluster.at(at).read_index(Consistency::Default).await;
+            read.is_ok()
+        };
+        for _ in 0..200 {
+            if old.read_index(Consistency::Default).await.is_ok() {
+                for other in others {
+                    assert!(!lead(other).await, "{restart_after}: two lead");
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cluster.net.heal();
+        cluster.agree_on(&[]).await;
+    }
+}
+
+/// What a leader's lease depends on is that its followers are there, not that their disks are fast.
+#[tokio::test(start_paused = true)]
+async fn stalled_disks_of_followers_cost_no_lease() {
+    let cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let followers = [(leader + 1) % 3, (leader + 2) % 3];
+    for at in followers {
+        cluster.machines[at].log.set(super::faults::Fault::Stall);
+    }
+    let waiting = {
+        let consensus = cluster.at(leader).clone();
+        tokio::spawn(async move { consensus.propose(&set("slow", "v")).await })
+    };
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let read = cluster.at(leader).read_index(Consistency::Default).await;
+        assert!(read.is_ok(), "{read:?}");
+        assert!(cluster.at(leader).is_leader());
+    }
+    assert!(!waiting.is_finished(), "without a quorum of disks");
+    for at in followers {
+        cluster.machines[at].log.release();
+    }
+    assert_eq!(waiting.await.unwrap(), Ok(Outcome::Applied(true)));
+    cluster.agree_on(&["slow".into()]).await;
+}
+
 /// Servers that are left without a majority say that there is no leader, until there is one again.
 #[tokio::test(start_paused = true)]
 async fn a_minority_knows_no_leader() {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::{StreamExt as _, future};
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-use super::super::*;
+use super::super::{faults::FaultyLog, *};
 use crate::log::Vote;
 
 #[derive(Default)]
@@ -193,7 +193,7 @@ impl Transport for Wire {
 pub(super) struct Machine {
     pub(super) id: ServerId,
     pub(super) server: Server,
-    log: Arc<MemoryLog>,
+    pub(super) log: Arc<FaultyLog>,
     identity: Arc<Identity>,
     running: Option<Consensus>,
 }
@@ -245,7 +245,7 @@ impl Cluster {
                 name: name.to_owned(),
                 address: address.to_owned(),
             },
-            log: Arc::new(MemoryLog::new()),
+            log: Arc::new(FaultyLog::default()),
             identity: Arc::new(Identity::in_memory(id)),
             running: None,
         });
