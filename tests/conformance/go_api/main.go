@@ -94,6 +94,7 @@ var steps = []struct {
 	{"config entries", configEntries},
 	{"watch plans", plans},
 	{"snapshots", snapshots},
+	{"operator", operator},
 	{"errors", errors},
 }
 
@@ -780,6 +781,15 @@ func snapshots(client *api.Client) {
 	ok(err)
 }
 
+// operator: the servers as the leader knows them.
+func operator(client *api.Client) {
+	raft, err := client.Operator().RaftGetConfiguration(nil)
+	ok(err)
+	equal(len(raft.Servers), 1)
+	equal(raft.Servers[0].Leader && raft.Servers[0].Voter, true)
+	refused(client.Operator().RaftRemovePeerByID("no-such-server", nil), "")
+}
+
 // errors: what is not built says so, and nothing hangs.
 func errors(client *api.Client) {
 	if oracle {
@@ -802,8 +812,6 @@ func errors(client *api.Client) {
 	_, _, err = client.Health().Connect("web", "", true, nil)
 	refused(err, "501")
 	_, _, err = client.Coordinate().Nodes(nil)
-	refused(err, "501")
-	_, err = client.Operator().RaftGetConfiguration(nil)
 	refused(err, "501")
 	lock, err := client.LockKey("go/lock")
 	ok(err)

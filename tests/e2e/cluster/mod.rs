@@ -1,7 +1,7 @@
 //! Several servers are one registry: whatever happens to one of them.
 
 mod chaos;
-mod servers;
+pub(crate) mod servers;
 
 use std::{
     fs, thread,

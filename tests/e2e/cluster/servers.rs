@@ -17,7 +17,7 @@ use wharf_tests::{Agent, Ended, Http, Ports, Process, SOON, eventually, eventual
 
 /// The directory and the ports of servers that run one after the other or together.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(crate) struct Site {
     directory: TempDir,
     ports: Ports,
     flags: Vec<String>,
@@ -25,16 +25,16 @@ pub(super) struct Site {
 
 /// The server at 127.0.0.`number`.
 #[derive(Debug)]
-pub(super) struct Server {
-    pub(super) number: u8,
-    pub(super) process: Process,
-    pub(super) http: Http,
+pub(crate) struct Server {
+    pub(crate) number: u8,
+    pub(crate) process: Process,
+    pub(crate) http: Http,
     ports: Ports,
 }
 
 impl Site {
     /// `flags` are common to all servers.
-    pub(super) fn new(flags: &[&str]) -> Site {
+    pub(crate) fn new(flags: &[&str]) -> Site {
         Site {
             directory: tempfile::tempdir().unwrap(),
             ports: Ports::choose(),
@@ -42,19 +42,19 @@ impl Site {
         }
     }
 
-    pub(super) fn data_dir(&self, number: u8) -> PathBuf {
+    pub(crate) fn data_dir(&self, number: u8) -> PathBuf {
         self.directory.path().join(format!("s{number}"))
     }
 
-    pub(super) fn server_address(&self, number: u8) -> String {
+    pub(crate) fn server_address(&self, number: u8) -> String {
         format!("127.0.0.{number}:{}", self.ports.server)
     }
 
-    pub(super) fn server_port(&self) -> u16 {
+    pub(crate) fn server_port(&self) -> u16 {
         self.ports.server
     }
 
-    pub(super) fn start(&self, number: u8, flags: &[&str]) -> Server {
+    pub(crate) fn start(&self, number: u8, flags: &[&str]) -> Server {
         let address = format!("127.0.0.{number}");
         let own = [
             "-server".to_owned(),
@@ -84,7 +84,7 @@ impl Site {
     }
 
     /// Three that found a cluster together, and have a leader.
-    pub(super) fn three(&self) -> Vec<Server> {
+    pub(crate) fn three(&self) -> Vec<Server> {
         let servers: Vec<Server> = (1..=3).map(|number| self.expecting(number)).collect();
         for server in &servers {
             server.wait_for_peers(3);
@@ -93,7 +93,7 @@ impl Site {
     }
 
     /// One of three; also how it is started again.
-    pub(super) fn expecting(&self, number: u8) -> Server {
+    pub(crate) fn expecting(&self, number: u8) -> Server {
         // Not everybody has to know everybody.
         let join = format!("-retry-join={}", self.server_address(1));
         let other = format!("-retry-join=127.0.0.{}", if number == 1 { 2 } else { 1 });
@@ -102,12 +102,12 @@ impl Site {
 }
 
 impl Server {
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("s{}", self.number)
     }
 
     /// The address of the leader as this server knows it; empty: none.
-    pub(super) fn leader(&self) -> String {
+    pub(crate) fn leader(&self) -> String {
         let reply = self.http.request("GET", "/v1/status/leader", &[], b"");
         let text = reply.map(|reply| reply.text()).unwrap_or_default();
         text.trim().trim_matches('"').to_owned()
@@ -115,7 +115,7 @@ impl Server {
 
     /// Waits until it knows a leader and so many voters.
     #[track_caller]
-    pub(super) fn wait_for_peers(&self, count: usize) {
+    pub(crate) fn wait_for_peers(&self, count: usize) {
         let there = eventually(SOON, || {
             !self.leader().is_empty()
                 && self
@@ -135,7 +135,7 @@ impl Server {
 
     /// Whether the server of this number has a vote, as this one's copy of the membership says. Under
     /// which id does not matter: the membership has one of its name.
-    pub(super) fn is_voter(&self, number: u8) -> bool {
+    pub(crate) fn is_voter(&self, number: u8) -> bool {
         let path = "/v1/operator/raft/configuration?stale";
         let Ok(reply) = self.http.request("GET", path, &[], b"") else {
             return false;
@@ -154,14 +154,14 @@ impl Server {
         servers.len() == 3 && named.len() == 1 && named[0]["Voter"] == true
     }
 
-    pub(super) fn put(&self, key: &str, value: &[u8]) -> bool {
+    pub(crate) fn put(&self, key: &str, value: &[u8]) -> bool {
         let reply = self
             .http
             .request("PUT", &format!("/v1/kv/{key}"), &[], value);
         reply.is_ok_and(|reply| reply.status == 200)
     }
 
-    pub(super) fn keys(&self, prefix: &str, consistency: &str) -> Vec<String> {
+    pub(crate) fn keys(&self, prefix: &str, consistency: &str) -> Vec<String> {
         let path = format!("/v1/kv/{prefix}?keys&{consistency}");
         let reply = self.http.request("GET", &path, &[], b"");
         let Ok(reply) = reply else {
@@ -178,7 +178,7 @@ impl Server {
     }
 
     /// The status of `serfHealth` of a node, as this server's own copy of the catalog says it.
-    pub(super) fn health_of(&self, node: &str) -> String {
+    pub(crate) fn health_of(&self, node: &str) -> String {
         let path = format!("/v1/health/node/{node}?stale");
         let Ok(reply) = self.http.request("GET", &path, &[], b"") else {
             return String::new();
@@ -192,7 +192,7 @@ impl Server {
         })
     }
 
-    pub(super) fn run(&self, words: &[&str]) -> Ended {
+    pub(crate) fn run(&self, words: &[&str]) -> Ended {
         let mut command = Agent::command(self.ports, &[]);
         let program = command.get_program().to_owned();
         command = std::process::Command::new(program);
@@ -202,14 +202,14 @@ impl Server {
         run(&mut command)
     }
 
-    pub(super) fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.process.stop(Signal::KILL);
     }
 }
 
 /// The place of the leader among the servers, once all of them agree.
 #[track_caller]
-pub(super) fn leader_of(servers: &[Server]) -> usize {
+pub(crate) fn leader_of(servers: &[Server]) -> usize {
     let agreed = eventually_some(SOON, || {
         let first = servers.first()?.leader();
         let agreed = !first.is_empty() && servers.iter().all(|server| server.leader() == first);
@@ -222,14 +222,14 @@ pub(super) fn leader_of(servers: &[Server]) -> usize {
 }
 
 /// Writers on several servers, until it is stopped. They go on over every failure.
-pub(super) struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<(Instant, String)>>>,
     writers: Vec<thread::JoinHandle<()>>,
 }
 
 impl Load {
-    pub(super) fn on(servers: &[Server]) -> Load {
+    pub(crate) fn on(servers: &[Server]) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
         let writers = servers
@@ -265,7 +265,7 @@ impl Load {
 
     /// Waits until so many writes were acknowledged after `since`, and says when the first one was.
     #[track_caller]
-    pub(super) fn wait_for_writes_after(&self, since: Instant, count: usize) -> Duration {
+    pub(crate) fn wait_for_writes_after(&self, since: Instant, count: usize) -> Duration {
         let first = eventually_some(SOON, || {
             let acknowledged = self.acknowledged.lock().unwrap();
             let after: Vec<_> = acknowledged.iter().filter(|(at, _)| *at > since).collect();
@@ -275,7 +275,7 @@ impl Load {
     }
 
     /// The longest time without an acknowledgement after `since`.
-    pub(super) fn longest_gap_after(&self, since: Instant) -> Duration {
+    pub(crate) fn longest_gap_after(&self, since: Instant) -> Duration {
         let acknowledged = self.acknowledged.lock().unwrap();
         let mut times: Vec<Instant> = acknowledged
             .iter()
@@ -289,7 +289,7 @@ impl Load {
     }
 
     /// Ends it, and returns every key that was acknowledged.
-    pub(super) fn stop(self) -> Vec<String> {
+    pub(crate) fn stop(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         for writer in self.writers {
             writer.join().unwrap();
@@ -301,7 +301,7 @@ impl Load {
 
 /// Waits until each server has each key in its own copy.
 #[track_caller]
-pub(super) fn assert_everywhere(servers: &[Server], prefix: &str, keys: &[String]) {
+pub(crate) fn assert_everywhere(servers: &[Server], prefix: &str, keys: &[String]) {
     for server in servers {
         let mut missing = Vec::new();
         let there = eventually(SOON, || {

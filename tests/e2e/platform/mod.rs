@@ -3,5 +3,6 @@
 mod bad_jobs;
 mod faults;
 mod images;
+mod nodes;
 mod run;
 mod world;
