@@ -44,6 +44,8 @@ const ROUND: Duration = Duration::from_secs(1);
 /// How often one with a cluster makes sure that it is where the others think it is, and that its places
 /// are of its cluster.
 const SETTLED_ROUND: Duration = Duration::from_secs(15);
+/// The same while it hears of no leader.
+const LEADERLESS_ROUND: Duration = Duration::from_secs(3);
 /// Places that are remembered from greetings; far more than a cluster has.
 const MAX_PLACES: usize = 64;
 
@@ -187,6 +189,16 @@ fn decide(own: &Own<'_>, met: &[Met]) -> Action {
     }
 }
 
+/// Who leads the others, for a server of their cluster that hears of no leader. It may have been taken out while
+/// it was away, which it can only learn from them; if it was not, to ask changes nothing.
+fn led_by(cluster: ClusterId, own: ServerId, met: &[Met]) -> Option<Leader> {
+    let same = met
+        .iter()
+        .filter(|met| met.founded && met.cluster == Some(cluster));
+    let mut leaders = same.filter_map(|met| met.leader.clone());
+    leaders.find(|leader| leader.node_uuid != own.0)
+}
+
 impl Introductions {
     pub(super) fn new(consensus: Consensus, peers: Peers, about: Introduction) -> Introductions {
         Introductions {
@@ -302,10 +314,14 @@ impl Introductions {
     }
 
     async fn look_around(self: &Arc<Self>) {
+        let mut leader = self.consensus.leader_changes();
         loop {
             let pause = if self.is_member() {
                 self.look_after_settling().await;
-                SETTLED_ROUND
+                match self.consensus.leader() {
+                    Some(_) => SETTLED_ROUND,
+                    None => LEADERLESS_ROUND,
+                }
             } else {
                 self.look_for_a_cluster().await;
                 ROUND
@@ -315,6 +331,7 @@ impl Introductions {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.news.notified(), if !self.is_member() => {}
+                Ok(()) = leader.changed() => {}
             }
         }
     }
@@ -437,8 +454,7 @@ impl Introductions {
 
     /// Are the others of the same cluster, and do they know where this server is?
     async fn look_after_settling(&self) {
-        let (Some(cluster), Some(leader)) = (self.consensus.cluster(), self.consensus.leader())
-        else {
+        let Some(cluster) = self.consensus.cluster() else {
             return;
         };
         let own = self.consensus.id();
@@ -446,11 +462,24 @@ impl Introductions {
         let moved = self.consensus.members().into_iter().any(|member| {
             member.id == own && (member.address != about.address || member.name != about.name)
         });
+        let leader = self.consensus.leader();
         // A leader does it by itself.
-        if moved && leader.node_uuid != own.0 {
+        if let Some(leader) = leader.as_ref().filter(|leader| leader.node_uuid != own.0)
+            && moved
+        {
+            self.join(leader, cluster).await;
+        }
+        let met = self.greet_all().await;
+        if leader.is_none()
+            && let Some(leader) = led_by(cluster, own, &met)
+        {
+            tracing::debug!(
+                leader = leader.name,
+                "the others have a leader: asking to be let in"
+            );
             self.join(&leader, cluster).await;
         }
-        for met in self.greet_all().await {
+        for met in met {
             if met.founded && met.cluster != Some(cluster) {
                 self.complaints.error(&format!(
                     "the server at {} is in another cluster than this one: two clusters do not become \
@@ -466,6 +495,8 @@ impl Introductions {
     async fn greet_all(&self) -> Vec<Met> {
         let mut places = self.resolve().await;
         places.extend(self.lock().places.iter().cloned());
+        let members = self.consensus.members().into_iter();
+        places.extend(members.map(|member| member.address));
         places.remove(&self.about.server.address);
         let greetings = places.into_iter().map(|place| async move {
             let met = self.greet(&place).await;
@@ -762,6 +793,19 @@ mod tests {
             ..met(1, all)
         };
         assert_eq!(decide(&promised, &[replaced]), Action::Withdraw);
+    }
+
+    #[test]
+    fn one_that_hears_of_no_leader_asks_those_of_its_cluster() {
+        assert_eq!(led_by(cluster(7), id(1), &[founded(2, 7)]), Some(leader(7)));
+        // Not those of another cluster, nor those who know no more, nor itself.
+        assert_eq!(led_by(cluster(8), id(1), &[founded(2, 7)]), None);
+        let unsure = Met {
+            leader: None,
+            ..founded(2, 7)
+        };
+        assert_eq!(led_by(cluster(7), id(1), &[unsure]), None);
+        assert_eq!(led_by(cluster(7), id(7), &[founded(2, 7)]), None);
     }
 
     #[test]
