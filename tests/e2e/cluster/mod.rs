@@ -368,7 +368,7 @@ fn a_dead_server_is_forced_out_and_another_comes() {
     let alive = servers[(leader + 2) % 3].name();
     servers[leader].run(&["force-leave", &alive]).success();
     let dead = servers.remove((leader + 1) % 3);
-    let name = dead.name();
+    let (name, number) = (dead.name(), dead.number);
     dead.kill();
     // As soon as it counts as dead.
     assert!(eventually(SOON, || {
@@ -391,7 +391,13 @@ fn a_dead_server_is_forced_out_and_another_comes() {
         "{unknown}"
     );
 
-    // A third of another name and at another address, found by name.
+    // It does not know of it when it comes back, learns it from the others, and is let in again.
+    let back = site.expecting(number);
+    for server in servers.iter().chain([&back]) {
+        server.wait_for_peers(3);
+    }
+
+    // A fourth of another name and at another address, found by name.
     let join = format!("-retry-join=localhost:{}", site.server_port());
     let others: Vec<String> = servers
         .iter()
@@ -402,9 +408,9 @@ fn a_dead_server_is_forced_out_and_another_comes() {
         .map(String::as_str)
         .chain([join.as_str()])
         .collect();
-    servers.push(site.start(4, &flags));
+    servers.extend([back, site.start(4, &flags)]);
     for server in &servers {
-        server.wait_for_peers(3);
+        server.wait_for_peers(4);
     }
-    assert!(servers[2].put("after", b"value"));
+    assert!(servers[3].put("after", b"value"));
 }
