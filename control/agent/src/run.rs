@@ -360,10 +360,10 @@ impl Agent {
         if let Err(error) = local.save().await {
             tracing::error!(%error, "the latest local changes are not on disk");
         }
-        consensus.shutdown().await;
         if let Some(servers) = servers {
             servers.stop().await;
         }
+        consensus.shutdown().await;
         if let Ok(platform) = &platform {
             platform.dirs.close();
         }

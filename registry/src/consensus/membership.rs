@@ -38,6 +38,8 @@ const ALIVE: Duration = Duration::from_secs(3);
 const DEAD: Duration = Duration::from_secs(10);
 /// How often a leader with learners looks whether they have the log.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long a leader that hands over waits to see another one. The heir answers in milliseconds, if it does.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 /// How long a change of the membership may take before the leader looks again.
 const CHANGE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -259,7 +261,7 @@ impl Consensus {
                 .as_ref()
                 .is_some_and(|leader| leader.node_uuid != own.0)
         });
-        match tokio::time::timeout(CHANGE_WITHIN, taken).await {
+        match tokio::time::timeout(HAND_OVER_WITHIN, taken).await {
             Ok(Ok(leader)) => leader.clone().ok_or(MembershipError::OutcomeUnknown),
             Ok(Err(_)) => Err(MembershipError::ShuttingDown),
             Err(_) => Err(MembershipError::OutcomeUnknown),
