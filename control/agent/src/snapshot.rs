@@ -13,7 +13,7 @@ use std::{
 
 use flate2::{Compression, read::GzEncoder};
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::spawn_blocking,
 };
 use uuid::Uuid;
@@ -68,12 +68,30 @@ pub enum SnapshotsError {
     Stopped(String),
 }
 
-/// An archive that was saved.
+/// An archive that was saved. The next can be when this is gone.
 #[derive(Debug)]
 pub struct Saved {
     /// At its beginning.
     pub archive: File,
     pub meta: ArchiveMeta,
+    _turn: OwnedSemaphorePermit,
+}
+
+/// An archive on its way in.
+#[derive(Debug)]
+pub struct Arriving {
+    archive: File,
+    turn: OwnedSemaphorePermit,
+}
+
+impl Arriving {
+    /// Takes the next bytes of it. Blocks.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.archive.write_all(bytes)
+    }
 }
 
 /// What an archive holds that was read to its end.
@@ -122,34 +140,51 @@ impl Snapshots {
         }
     }
 
-    fn begin(&self) -> Result<SemaphorePermit<'_>, SnapshotsError> {
-        self.turn.try_acquire().map_err(|_| SnapshotsError::Busy)
+    fn begin(&self) -> Result<OwnedSemaphorePermit, SnapshotsError> {
+        let turn = self.turn.clone().try_acquire_owned();
+        turn.map_err(|_| SnapshotsError::Busy)
     }
 
-    /// An empty file without a name, for an archive that arrives.
-    pub fn file(&self) -> Result<File, SnapshotsError> {
-        tempfile::tempfile_in(&self.directory).map_err(disk(&self.directory))
+    /// Makes room for an archive to be restored.
+    pub fn receive(&self) -> Result<Arriving, SnapshotsError> {
+        let turn = self.begin()?;
+        let archive = tempfile::tempfile_in(&self.directory).map_err(disk(&self.directory))?;
+        Ok(Arriving { archive, turn })
     }
 
     /// Saves the state as this server has it. Ask for a barrier first unless a stale one will do.
     pub async fn save(&self, cluster: &dyn Cluster) -> Result<Saved, SnapshotsError> {
-        let _turn = self.begin()?;
+        let turn = self.begin()?;
         let view = cluster.registry().view();
         let term = term(cluster);
         let servers = cluster.peers();
         let directory = self.directory.clone();
-        blocking(move || save(&view, term, servers, &directory)).await
+        let saved = blocking(move || save(&view, term, servers, &directory)).await;
+        let (archive, meta) = saved?;
+        Ok(Saved {
+            archive,
+            meta,
+            _turn: turn,
+        })
     }
 
     /// Takes the state of an archive over, or changes nothing.
     pub async fn restore(
         &self,
         cluster: &dyn Cluster,
-        archive: File,
+        arrived: Arriving,
     ) -> Result<ArchiveMeta, SnapshotsError> {
-        let _turn = self.begin()?;
+        let Arriving {
+            mut archive,
+            turn: _turn,
+        } = arrived;
         let directory = self.directory.clone();
-        let (inspected, state) = blocking(move || unpack(archive, &directory)).await?;
+        let unpacked = blocking(move || {
+            let start = archive.seek(SeekFrom::Start(0));
+            start.map_err(disk(&directory))?;
+            unpack(archive, &directory)
+        });
+        let (inspected, state) = unpacked.await?;
         let id = Uuid::new_v4().to_string();
         let (sender, parts) = mpsc::channel(READY);
         let compressing = spawn_blocking(move || compress(state, &sender));
@@ -183,7 +218,7 @@ fn save(
     term: u64,
     servers: Vec<String>,
     directory: &Path,
-) -> Result<Saved, SnapshotsError> {
+) -> Result<(File, ArchiveMeta), SnapshotsError> {
     let disk = disk(directory);
     let mut state = tempfile::tempfile_in(directory).map_err(&disk)?;
     let size = archive::write_state(view, term, BufWriter::new(&mut state))?;
@@ -209,7 +244,7 @@ fn save(
     let mut archive = tempfile::tempfile_in(directory).map_err(&disk)?;
     archive::write(BufWriter::new(&mut archive), &meta, BufReader::new(state))?;
     archive.seek(SeekFrom::Start(0)).map_err(&disk)?;
-    Ok(Saved { archive, meta })
+    Ok((archive, meta))
 }
 
 /// Sends the snapshot, compressed and in parts; with an error as the last, if it cannot be read.

@@ -23,6 +23,14 @@ fn snapshots() -> Snapshots {
     Snapshots::new(std::env::temp_dir())
 }
 
+fn arrived(mut archive: impl Read) -> Arriving {
+    let mut arriving = snapshots().receive().unwrap();
+    let mut bytes = Vec::new();
+    archive.read_to_end(&mut bytes).unwrap();
+    arriving.write(&bytes).unwrap();
+    arriving
+}
+
 /// Random bytes, which do not become less: several parts.
 fn noise(len: usize) -> Vec<u8> {
     let mut seed = 1_u64;
@@ -113,7 +121,10 @@ async fn what_was_saved_is_there_again_over_every_stumble_of_the_cluster() {
         (ClusterError::NoLeader, false),
         (unknown(), false),
     ]);
-    let meta = snapshots().restore(&target, saved.archive).await.unwrap();
+    let meta = snapshots()
+        .restore(&target, arrived(saved.archive))
+        .await
+        .unwrap();
     assert_eq!(meta, saved.meta);
     let view = target.registry().view();
     assert_eq!(view.kv("c").unwrap().value, big);
@@ -129,7 +140,7 @@ async fn a_cluster_that_stays_away_keeps_its_state() {
     let target = shaky(vec![(ClusterError::NoLeader, false); ATTEMPTS]);
     set(&target.inner, "mine", vec![2]).await;
     let error = snapshots()
-        .restore(&target, saved.archive)
+        .restore(&target, arrived(saved.archive))
         .await
         .unwrap_err();
     assert!(matches!(
@@ -150,7 +161,7 @@ async fn another_restore_in_between_is_told() {
         false,
     )]);
     let error = snapshots()
-        .restore(&target, saved.archive)
+        .restore(&target, arrived(saved.archive))
         .await
         .unwrap_err();
     assert!(error.to_string().contains("another restore has begun"));
@@ -168,10 +179,10 @@ async fn an_archive_is_checked_before_anything_is_proposed() {
     assert!(inspected.tables.iter().any(|table| table.name == "KV"));
     let target = shaky(Vec::new());
     for bad in [&bytes[..bytes.len() - 1], &bytes[..100], b"hello"] {
-        let mut file = snapshots().file().unwrap();
-        file.write_all(bad).unwrap();
-        file.seek(SeekFrom::Start(0)).unwrap();
-        let error = snapshots().restore(&target, file).await.unwrap_err();
+        let error = snapshots()
+            .restore(&target, arrived(bad))
+            .await
+            .unwrap_err();
         assert!(
             error
                 .to_string()
@@ -185,7 +196,10 @@ async fn an_archive_is_checked_before_anything_is_proposed() {
 #[tokio::test]
 async fn one_at_a_time() {
     let snapshots = snapshots();
-    let _turn = snapshots.begin().unwrap();
+    let saved = snapshots.save(&Solo::new()).await.unwrap();
     let busy = snapshots.save(&Solo::new()).await.unwrap_err();
     assert!(matches!(busy, SnapshotsError::Busy));
+    assert!(matches!(snapshots.receive(), Err(SnapshotsError::Busy)));
+    drop(saved);
+    snapshots.receive().unwrap();
 }
