@@ -193,7 +193,7 @@ impl Agent {
 
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let servers = match (sockets.server.take(), peers) {
+        let mut servers = match (sockets.server.take(), peers) {
             (Some(listener), Some(peers)) => Some(servers::start(
                 listener,
                 consensus.clone(),
@@ -331,7 +331,8 @@ impl Agent {
         {
             tracing::error!(%error, "the allocations of this node were left as they are");
         }
-        if servers.is_some() {
+        if let Some(servers) = &mut servers {
+            servers.stop_looking().await;
             give_up_leadership(&consensus).await;
             if end.leaves(&http.agent.config.load()) {
                 leave_cluster(&*cluster, &consensus).await;

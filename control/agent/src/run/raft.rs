@@ -1,7 +1,8 @@
 //! The part that this server takes in the consensus: its settings, its start and its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
 use uuid::Uuid;
 use wharf_registry::{
     consensus::{Consensus, ConsensusConfig, MembershipError, SnapshotPolicy, Timings, Transport},
@@ -21,6 +22,10 @@ const DEFAULT_MULTIPLIER: f64 = 5.0;
 /// Consul's default of `raft_snapshot_threshold`. Where nobody chose another, ours holds: it keeps enough of
 /// the log for a server that was away for a minute under load.
 const CONSUL_SNAPSHOT_THRESHOLD: u64 = 16_384;
+
+/// How long a server tries to leave, and how often it asks.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+const LEAVE_PAUSE: Duration = Duration::from_millis(250);
 
 /// The port that other servers are told: the one that is listened on, or the configured one.
 pub(super) fn server_port(config: &RuntimeConfig, sockets: &Sockets) -> u16 {
@@ -95,8 +100,22 @@ pub(super) async fn leave_cluster(cluster: &dyn Cluster, consensus: &Consensus) 
     let Some(operator) = cluster.operator().filter(|_| others) else {
         return;
     };
-    match operator.remove(consensus.id()).await {
-        Ok(()) => tracing::info!("left the cluster"),
-        Err(error) => tracing::warn!(%error, "this server stays a member of the cluster"),
+    let deadline = Instant::now() + LEAVE_WITHIN;
+    loop {
+        match operator.remove(consensus.id()).await {
+            Ok(()) => {
+                tracing::info!("left the cluster");
+                return;
+            }
+            // A new leader, such as the one that this server made, has to hear of the others first.
+            Err(error) if Instant::now() < deadline => {
+                tracing::debug!(%error, "this server asks again to leave the cluster");
+                tokio::time::sleep(LEAVE_PAUSE).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "this server stays a member of the cluster");
+                return;
+            }
+        }
     }
 }

@@ -53,7 +53,9 @@ pub(crate) struct Introduction {
 #[derive(Debug)]
 pub(crate) struct Running {
     stop: CancellationToken,
-    tasks: Vec<JoinHandle<()>>,
+    serving: JoinHandle<()>,
+    looking: JoinHandle<()>,
+    stop_looking: CancellationToken,
 }
 
 /// Serves other servers on `listener`, and looks for them.
@@ -70,21 +72,31 @@ pub(crate) fn start(
         introductions: introductions.clone(),
         complaints: complaints::Complaints::default(),
     };
-    let tasks = vec![
-        service::serve(GrpcListener::Plain(listener), service, stop.clone()),
-        tokio::spawn(introductions.run(stop.clone())),
-    ];
-    Running { stop, tasks }
+    let stop_looking = CancellationToken::new();
+    Running {
+        serving: service::serve(GrpcListener::Plain(listener), service, stop.clone()),
+        looking: tokio::spawn(introductions.run(stop_looking.clone())),
+        stop,
+        stop_looking,
+    }
 }
 
 impl Running {
-    /// Ends all of it; other servers find this one gone.
+    /// Asks to be in no cluster any more: a server that leaves would otherwise find itself taken out, and join again.
+    pub(crate) async fn stop_looking(&mut self) {
+        self.stop_looking.cancel();
+        ended((&mut self.looking).await);
+    }
+
+    /// Ends the rest of it; other servers find this one gone.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        for task in self.tasks {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "what served other servers ended badly");
-            }
-        }
+        ended(self.serving.await);
+    }
+}
+
+fn ended(task: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = task {
+        tracing::error!(%error, "what served other servers ended badly");
     }
 }
