@@ -136,6 +136,8 @@ pub(crate) mod testing {
         registry: Registry,
         /// When set, every proposal fails with it.
         pub(crate) failure: Mutex<Option<ClusterError>>,
+        /// Comes right after the next proposal, before its proposer hears of it: somebody else is fast.
+        pub(crate) follow_up: Mutex<Option<Command>>,
     }
 
     impl Solo {
@@ -152,6 +154,7 @@ pub(crate) mod testing {
                 replica: Mutex::new(replica),
                 registry,
                 failure: Mutex::new(None),
+                follow_up: Mutex::new(None),
             }
         }
     }
@@ -172,7 +175,15 @@ pub(crate) mod testing {
                     index,
                     command: Some(command.encode()),
                 };
-                Ok(replica.apply(&[entry]).unwrap().remove(0))
+                let outcome = replica.apply(&[entry]).unwrap().remove(0);
+                if let Some(next) = self.follow_up.lock().unwrap().take() {
+                    let entry = Committed {
+                        index: index + 1,
+                        command: Some(next.encode()),
+                    };
+                    replica.apply(&[entry]).unwrap();
+                }
+                Ok(outcome)
             })
         }
 

@@ -69,7 +69,7 @@ struct Registered {
     name: Str,
     version: u64,
     job_modify_index: u64,
-    /// The state that has the change: what came of it has larger indexes.
+    /// Of the change: what came of it has larger indexes.
     index: u64,
 }
 
@@ -148,8 +148,9 @@ async fn put(
         check_index,
         time: unix_now(),
     };
+    let before = context.cluster.registry().view().applied();
     context.cluster.write(Command::Platform(command)).await?;
-    registered(context, &name, pretty)
+    registered(context, &name, before, pretty)
 }
 
 /// Finds the digest of each image that is named without one: what runs, here and wherever an instance is
@@ -177,15 +178,21 @@ async fn pin_images(context: &HttpContext, job: &mut Job) -> Result<(), HttpErro
     Ok(())
 }
 
-/// The job as it is after a write of this agent.
-fn registered(context: &HttpContext, name: &Str, pretty: bool) -> Result<Response, HttpError> {
+/// The job as it is after a write of this agent. The scheduler may have been faster than this look, so the index is that
+/// of the change, or of the state before it, and not of what is here by now.
+fn registered(
+    context: &HttpContext,
+    name: &Str,
+    before: u64,
+    pretty: bool,
+) -> Result<Response, HttpError> {
     let view = context.cluster.registry().view();
     let job = view.job(name);
     let answer = Registered {
         name: name.clone(),
         version: job.map_or(0, |job| job.version),
         job_modify_index: job.map_or(0, |job| job.job_modify_index),
-        index: view.applied(),
+        index: job.map_or(before, |job| job.modify_index.max(before)),
     };
     response::json(&answer, pretty)
 }
@@ -336,8 +343,9 @@ pub(crate) async fn change(
         count,
         time: unix_now(),
     };
+    let before = context.cluster.registry().view().applied();
     context.cluster.write(Command::Platform(command)).await?;
-    registered(context, &name, pretty)
+    registered(context, &name, before, pretty)
 }
 
 pub(crate) async fn delete(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
@@ -356,6 +364,7 @@ pub(crate) async fn delete(context: &HttpContext, request: Request) -> Result<Re
         purge: request.flag("purge")?,
         time: unix_now(),
     };
+    let before = context.cluster.registry().view().applied();
     context.cluster.write(Command::Platform(command)).await?;
-    registered(context, &name, pretty)
+    registered(context, &name, before, pretty)
 }

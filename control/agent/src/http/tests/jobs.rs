@@ -238,3 +238,23 @@ async fn why_nowhere_is_on_the_job_and_nodes_show_their_room() {
     assert_eq!(api.put(path, "{}").await.status, 400);
     assert_eq!(api.get("/v1/platform/node/n9").await.status, 404);
 }
+
+#[tokio::test]
+async fn the_index_of_a_change_is_before_all_that_comes_of_it() {
+    let api = Api::start().await;
+    let entry = wharf_registry::model::KvEntry {
+        key: "a".into(),
+        ..Default::default()
+    };
+    let fast = Command::Kv(wharf_registry::command::KvCommand::Set { entry });
+    *api.cluster.follow_up.lock().unwrap() = Some(fast);
+    let registered = api.put("/v1/jobs", &web(1, 10)).await.json();
+    let follows = api.cluster.registry().view().kv("a").unwrap().modify_index;
+    assert!(
+        registered["Index"].as_u64().unwrap() < follows,
+        "{registered}"
+    );
+    // Nothing changes, and what it brings about comes later all the same.
+    let again = api.put("/v1/jobs", &web(1, 10)).await.json();
+    assert!(again["Index"].as_u64().unwrap() >= follows, "{again}");
+}
