@@ -17,6 +17,7 @@ mod output;
 mod persona;
 mod program;
 mod shell;
+mod stream;
 #[cfg(test)]
 mod stub;
 mod tls;

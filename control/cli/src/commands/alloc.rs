@@ -1,7 +1,6 @@
 //! `alloc`: what runs where, and what became of it.
 
 use clap::{ArgMatches, Command};
-use http_body_util::BodyExt as _;
 use wharf_registry::model::platform::Alloc;
 
 use super::{
@@ -9,12 +8,13 @@ use super::{
     job::{AllocStub, alloc_table, short, story::story},
 };
 use crate::{
-    failure::{Failure, chain},
+    failure::Failure,
     flags::{Given, argument, switch, value},
     http::{Request, segment},
     moment::utc,
     output::{Format, columns, pairs},
     shell::Shell,
+    stream::print_stream,
 };
 
 pub(super) fn command() -> Command {
@@ -99,28 +99,10 @@ async fn logs(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure
     }
     let mut client = shell.client(matches)?;
     let body = client.stream(request).await;
-    let mut body = body.map_err(|error| error.while_(format!("Error reading output of {id}")))?;
-    // One for the whole loop: an interrupt between two frames is not missed.
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
-    loop {
-        let frame = tokio::select! {
-            frame = body.frame() => frame,
-            _ = &mut interrupted => return Ok(()),
-        };
-        match frame {
-            Some(Ok(frame)) => {
-                if let Ok(text) = frame.into_data() {
-                    shell.out.write_all(&text)?;
-                    shell.out.flush()?;
-                }
-            }
-            Some(Err(error)) => {
-                return Err(Failure::new("the output broke off").because(chain(&error)));
-            }
-            None => return Ok(()),
-        }
-    }
+    let body = body.map_err(|error| error.while_(format!("Error reading output of {id}")))?;
+    print_stream(body, "the output broke off", shell)
+        .await
+        .map(drop)
 }
 
 async fn all(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {

@@ -1,14 +1,14 @@
 //! Small commands to and about a running agent: `reload`, `leave`, `monitor`.
 
 use clap::{ArgMatches, Command};
-use http_body_util::BodyExt;
 
 use super::client_command;
 use crate::{
-    failure::{Failure, chain},
+    failure::Failure,
     flags::{Given, argument, switch, value},
     http::{Request, segment},
     shell::Shell,
+    stream::{Ended, print_stream},
 };
 
 pub(super) fn reload_command() -> Command {
@@ -90,33 +90,13 @@ pub(super) async fn monitor(matches: &ArgMatches, shell: &mut Shell<'_>) -> Resu
         request = request.mark("logjson");
     }
     let mut client = shell.client(matches)?;
-    let mut body = client
+    let body = client
         .stream(request)
         .await
         .map_err(|error| error.while_("Error starting monitor"))?;
-    // One for the whole loop: a new one would not know of an interrupt that came between two frames,
-    // and the first has taken the signal's default away.
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
-    loop {
-        let frame = tokio::select! {
-            frame = body.frame() => frame,
-            _ = &mut interrupted => return Ok(()),
-        };
-        match frame {
-            Some(Ok(frame)) => {
-                if let Ok(lines) = frame.into_data() {
-                    shell.out.write_all(&lines)?;
-                    shell.out.flush()?;
-                }
-            }
-            Some(Err(error)) => {
-                return Err(Failure::new("the log broke off").because(chain(&error)));
-            }
-            None => {
-                return Err(Failure::new("the agent ended the log")
-                    .because("it stopped, or the connection was cut"));
-            }
-        }
+    match print_stream(body, "the log broke off", shell).await? {
+        Ended::Interrupted => Ok(()),
+        Ended::Whole => Err(Failure::new("the agent ended the log")
+            .because("it stopped, or the connection was cut")),
     }
 }
