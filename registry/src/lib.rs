@@ -10,6 +10,7 @@ pub mod command;
 pub mod consensus;
 pub mod log;
 pub mod model;
+pub mod pieces;
 pub mod replica;
 pub mod snapshot;
 pub mod state;

@@ -69,6 +69,9 @@ pub trait Cluster: fmt::Debug + Send + Sync + 'static {
     /// `host:port` of the server port of every voter.
     fn peers(&self) -> Vec<String>;
 
+    /// The term of the consensus that this agent is in.
+    fn term(&self) -> u64;
+
     /// Completes when the leader may have changed. Cancel safe.
     fn leader_changed(&self) -> BoxFuture<'_, ()>;
 
@@ -126,9 +129,35 @@ pub(crate) mod testing {
 
     use std::sync::Mutex;
 
-    use wharf_registry::{Committed, Replica};
+    use wharf_registry::{
+        Committed, Replica,
+        command::Register,
+        model::{CheckStatus, HealthCheck, Node},
+    };
 
     use super::*;
+    use crate::local::SERF_HEALTH;
+
+    /// Puts the agent of a node into the catalog, as alive.
+    pub(crate) async fn agent_is_there(cluster: &dyn Cluster, node: &str, id: &str) {
+        let register = Register {
+            node: Node {
+                name: node.into(),
+                id: id.into(),
+                address: "10.0.0.1".into(),
+                ..Node::default()
+            },
+            checks: vec![HealthCheck {
+                node: node.into(),
+                id: SERF_HEALTH.into(),
+                status: CheckStatus::Passing,
+                ..HealthCheck::default()
+            }],
+            ..Register::default()
+        };
+        let register = Command::Register(Box::new(register));
+        cluster.write(register).await.unwrap();
+    }
 
     #[derive(Debug)]
     pub(crate) struct Solo {
@@ -200,6 +229,10 @@ pub(crate) mod testing {
 
         fn peers(&self) -> Vec<String> {
             vec!["127.0.0.1:8300".into()]
+        }
+
+        fn term(&self) -> u64 {
+            1
         }
 
         fn leader_changed(&self) -> BoxFuture<'_, ()> {

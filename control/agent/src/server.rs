@@ -194,6 +194,10 @@ impl Cluster for Server {
         self.consensus.stats()
     }
 
+    fn term(&self) -> u64 {
+        self.consensus.term()
+    }
+
     fn servers(&self) -> Vec<Member> {
         self.consensus.members()
     }

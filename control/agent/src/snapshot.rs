@@ -20,6 +20,7 @@ use uuid::Uuid;
 use wharf_registry::{
     Command, View,
     command::{MAX_RESTORE_PART, RestoreCommand},
+    consensus::Member,
     snapshot::{
         SnapshotError,
         archive::{self, ArchiveError, ArchiveMeta, ArchivedServer, Configuration, Table},
@@ -156,8 +157,8 @@ impl Snapshots {
     pub async fn save(&self, cluster: &dyn Cluster) -> Result<Saved, SnapshotsError> {
         let turn = self.begin()?;
         let view = cluster.registry().view();
-        let term = term(cluster);
-        let servers = cluster.peers();
+        let term = cluster.term();
+        let servers = cluster.servers().into_iter().map(archived).collect();
         let directory = self.directory.clone();
         let saved = blocking(move || save(&view, term, servers, &directory)).await;
         let (archive, meta) = saved?;
@@ -206,17 +207,10 @@ impl Snapshots {
     }
 }
 
-/// The term, as far as this server tells it.
-fn term(cluster: &dyn Cluster) -> u64 {
-    let stats = cluster.stats();
-    let term = stats.iter().find(|(name, _)| name == "term");
-    term.and_then(|(_, term)| term.parse().ok()).unwrap_or(0)
-}
-
 fn save(
     view: &View,
     term: u64,
-    servers: Vec<String>,
+    servers: Vec<ArchivedServer>,
     directory: &Path,
 ) -> Result<(File, ArchiveMeta), SnapshotsError> {
     let disk = disk(directory);
@@ -225,19 +219,12 @@ fn save(
     state.seek(SeekFrom::Start(0)).map_err(&disk)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let index = view.applied();
-    let servers = servers.into_iter().map(|address| ArchivedServer {
-        suffrage: 0,
-        id: address.clone(),
-        address,
-    });
     let meta = ArchiveMeta {
         version: 1,
         id: format!("{term}-{index}-{}", now.unwrap_or_default().as_millis()),
         index,
         term,
-        configuration: Configuration {
-            servers: servers.collect(),
-        },
+        configuration: Configuration { servers },
         configuration_index: 0,
         size,
     };
@@ -245,6 +232,14 @@ fn save(
     archive::write(BufWriter::new(&mut archive), &meta, BufReader::new(state))?;
     archive.seek(SeekFrom::Start(0)).map_err(&disk)?;
     Ok((archive, meta))
+}
+
+fn archived(member: Member) -> ArchivedServer {
+    ArchivedServer {
+        suffrage: u8::from(!member.voter),
+        id: member.id.to_string(),
+        address: member.address,
+    }
 }
 
 /// Sends the snapshot, compressed and in parts; with an error as the last, if it cannot be read.

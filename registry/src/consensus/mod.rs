@@ -71,7 +71,7 @@ pub use error::{ProposeError, ReadError, StartError};
 pub use identity::Misdirected;
 pub use machine::SnapshotPolicy;
 pub use membership::{FoundError, Member, MembershipError};
-pub use receive::{IncomingBlocks, ReceiveError};
+pub use receive::ReceiveError;
 pub use transport::{
     Append, AppendReply, BoxFuture, BoxStream, ClusterId, Election, Envelope, HandOver, Lane,
     Route, Transport, TransportError, VoteReply, VoteRequest,
@@ -323,6 +323,13 @@ impl Consensus {
     /// Tells of every change of leader, its loss included.
     pub fn leader_changes(&self) -> watch::Receiver<Option<Leader>> {
         self.inner.leader.clone()
+    }
+
+    /// The term that this server is in.
+    pub fn term(&self) -> u64 {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.vote.leader_id.term
     }
 
     /// The addresses of the voting servers.

@@ -9,7 +9,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use bytes::{Buf as _, Bytes};
 use futures_util::{StreamExt as _, future, stream};
 use openraft::{
     async_runtime::watch::WatchReceiver as _,
@@ -18,7 +17,6 @@ use openraft::{
         VoteRequest as RaftVoteRequest,
     },
 };
-use tokio::sync::mpsc;
 
 use super::{
     Append, AppendReply, BoxStream, Consensus, Election, Envelope, HandOver, Inner, Misdirected,
@@ -351,37 +349,6 @@ fn check_membership(membership: &Membership) -> Checked<()> {
     require(known, "voters that nobody knows")
 }
 
-/// The blocks of a snapshot as they arrive, for a reader that blocks.
-#[derive(Debug)]
-pub struct IncomingBlocks {
-    blocks: mpsc::Receiver<io::Result<Bytes>>,
-    current: Bytes,
-}
-
-impl IncomingBlocks {
-    /// `blocks` ends at the end of the snapshot; an error in it is one of the reader's.
-    pub fn new(blocks: mpsc::Receiver<io::Result<Bytes>>) -> IncomingBlocks {
-        IncomingBlocks {
-            blocks,
-            current: Bytes::new(),
-        }
-    }
-}
-
-impl Read for IncomingBlocks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.blocks.blocking_recv() {
-                Some(block) => self.current = block?,
-                None => return Ok(0),
-            }
-        }
-        let read = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..read]);
-        Ok(read)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -516,19 +483,5 @@ mod tests {
                 prop_assert!(all.iter().all(|id| id.term <= 5));
             }
         }
-    }
-
-    #[test]
-    fn blocks_are_read_as_one() {
-        let (sender, receiver) = mpsc::channel(4);
-        for block in ["ab", "", "cde"] {
-            sender.try_send(Ok(Bytes::from(block))).unwrap();
-        }
-        drop(sender);
-        let mut text = String::new();
-        IncomingBlocks::new(receiver)
-            .read_to_string(&mut text)
-            .unwrap();
-        assert_eq!(text, "abcde");
     }
 }

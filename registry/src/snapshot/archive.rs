@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
-use super::{SnapshotError, SnapshotMeta, SnapshotReader, SnapshotWriter};
+use super::{SnapshotError, SnapshotMeta, SnapshotReader, SnapshotWriter, hashed::Hashed};
 use crate::{
     log::{LogId, ServerId},
     state::{Record, State},
@@ -52,7 +52,7 @@ pub struct Configuration {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ArchivedServer {
-    /// 0: a voter, as in HashiCorp's raft.
+    /// As in HashiCorp's raft, 0: a voter, 1: none.
     pub suffrage: u8,
     #[serde(rename = "ID")]
     pub id: String,
@@ -123,9 +123,9 @@ pub fn write(out: impl Write, meta: &ArchiveMeta, state: impl Read) -> Result<()
         let mut state = Hashed::new(state);
         append(&mut tar, STATE, meta.size, &mut state)?;
         let sums = format!(
-            "{}  {META}\n{}  {STATE}\n",
-            hex(&Sha256::digest(&text)),
-            hex(&state.hash.finalize())
+            "{:x}  {META}\n{:x}  {STATE}\n",
+            Sha256::digest(&text),
+            state.hash.finalize()
         );
         append(&mut tar, SUMS, sums.len() as u64, sums.as_bytes())?;
         tar.into_inner()?.finish()?.flush()
@@ -176,7 +176,7 @@ pub fn read(
                 if copied > limit {
                     return Err(ArchiveError::TooLarge { name: STATE, limit });
                 }
-                state_sum = Some(hex(&content.hash.finalize()));
+                state_sum = Some(format!("{:x}", content.hash.finalize()));
             }
             _ => return Err(ArchiveError::Unexpected(name)),
         }
@@ -188,7 +188,10 @@ pub fn read(
     let state_sum = state_sum.ok_or(ArchiveError::Missing(STATE))?;
     let sums = sums.ok_or(ArchiveError::Missing(SUMS))?;
     let sums = String::from_utf8_lossy(&sums);
-    for (name, sum) in [(META, hex(&Sha256::digest(&meta))), (STATE, state_sum)] {
+    for (name, sum) in [
+        (META, format!("{:x}", Sha256::digest(&meta))),
+        (STATE, state_sum),
+    ] {
         let line = sums.lines().find_map(|line| {
             let (sum, of) = line.split_once(char::is_whitespace)?;
             (of.trim() == name).then_some(sum)
@@ -242,38 +245,6 @@ fn text(entry: impl Read, name: &'static str) -> Result<Vec<u8>, ArchiveError> {
             name,
             limit: MAX_TEXT,
         }),
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // A String takes everything.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Hashes what is read.
-struct Hashed<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R> Hashed<R> {
-    fn new(inner: R) -> Hashed<R> {
-        Hashed {
-            inner,
-            hash: Sha256::new(),
-        }
-    }
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..read]);
-        Ok(read)
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod archive;
 mod format;
+mod hashed;
 mod reader;
 mod store;
 mod writer;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
+use sha2::Digest as _;
 
 use super::{
     SnapshotError, SnapshotMeta,
@@ -14,6 +14,7 @@ use super::{
         BLOCK, BlockHead, FOOTER, HASH_LEN, MAGIC, MAX_BLOCK_SIZE, MAX_HEADER_SIZE, SKIPPABLE,
         VERSION, split_records,
     },
+    hashed::Hashed,
 };
 use crate::{log::codec, state::Record};
 
@@ -34,10 +35,7 @@ pub struct SnapshotReader<R> {
 impl<R: Read> SnapshotReader<R> {
     /// Reads the header.
     pub fn new(input: R) -> Result<SnapshotReader<R>, SnapshotError> {
-        let mut input = Hashed {
-            inner: input,
-            hash: Sha256::new(),
-        };
+        let mut input = Hashed::new(input);
         if input.array::<8>()? != MAGIC {
             return Err(SnapshotError::Magic);
         }
@@ -196,29 +194,20 @@ impl<R: Read> Iterator for SnapshotReader<R> {
     }
 }
 
-/// Hashes what passes.
-#[derive(Debug)]
-struct Hashed<R> {
-    inner: R,
-    hash: Sha256,
-}
-
 impl<R: Read> Hashed<R> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], SnapshotError> {
         let mut bytes = [0; N];
-        self.inner.read_exact(&mut bytes).map_err(cut)?;
-        self.hash.update(bytes);
+        self.read_exact(&mut bytes).map_err(cut)?;
         Ok(bytes)
     }
 
     /// Grows with what arrives: a length that lies does not reserve memory.
     fn body(&mut self, len: usize) -> Result<Vec<u8>, SnapshotError> {
         let mut bytes = Vec::new();
-        (&mut self.inner).take(len as u64).read_to_end(&mut bytes)?;
+        self.take(len as u64).read_to_end(&mut bytes)?;
         if bytes.len() < len {
             return Err(SnapshotError::Truncated);
         }
-        self.hash.update(&bytes);
         Ok(bytes)
     }
 }

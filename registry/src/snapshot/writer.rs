@@ -1,17 +1,15 @@
 //! Writing a snapshot.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-};
+use std::{collections::BTreeMap, io::Write};
 
 use bytes::BytesMut;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
+use sha2::Digest as _;
 
 use super::{
     SnapshotError, SnapshotMeta,
     format::{BLOCK, BLOCK_SIZE, BlockHead, FOOTER, HASH_LEN, MAGIC, VERSION},
+    hashed::Hashed,
 };
 use crate::{log::codec, state::Record};
 
@@ -123,36 +121,5 @@ impl<W: Write> SnapshotWriter<W> {
         self.body.clear();
         self.records = 0;
         Ok(())
-    }
-}
-
-/// Hashes and counts what passes.
-#[derive(Debug)]
-struct Hashed<W> {
-    inner: W,
-    hash: Sha256,
-    bytes: u64,
-}
-
-impl<W> Hashed<W> {
-    fn new(inner: W) -> Hashed<W> {
-        Hashed {
-            inner,
-            hash: Sha256::new(),
-            bytes: 0,
-        }
-    }
-}
-
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.hash.update(&bytes[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }

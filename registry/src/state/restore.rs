@@ -5,7 +5,7 @@
 
 use std::io::Read;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use flate2::read::GzDecoder;
 use imbl::Vector;
 
@@ -13,6 +13,7 @@ use super::{Record, State, Touched};
 use crate::{
     command::{MAX_RESTORE_PART, Outcome, RestoreCommand, RestoreRefusal},
     model::{Str, platform::UnixNanos},
+    pieces::Pieces,
     snapshot::{SnapshotError, SnapshotReader},
 };
 
@@ -57,26 +58,6 @@ impl Restoring {
 
     fn len(&self) -> u32 {
         u32::try_from(self.parts.len()).unwrap_or(u32::MAX)
-    }
-}
-
-/// Parts, read as one.
-struct Parts {
-    rest: Vector<Bytes>,
-    current: Bytes,
-}
-
-impl Read for Parts {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.current.is_empty() {
-            match self.rest.pop_front() {
-                Some(part) => self.current = part,
-                None => return Ok(0),
-            }
-        }
-        let read = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..read]);
-        Ok(read)
     }
 }
 
@@ -151,10 +132,8 @@ impl State {
                 expected: restoring.len(),
             });
         }
-        let input = GzDecoder::new(Parts {
-            rest: restoring.parts,
-            current: Bytes::new(),
-        });
+        let parts = restoring.parts.into_iter().map(Ok);
+        let input = GzDecoder::new(Pieces::new(parts));
         let (mut state, saved_at) =
             read_state(input).map_err(|error| RestoreRefusal::Snapshot(error.to_string()))?;
         // Above everything that was seen here, and everything that the snapshot says.

@@ -136,6 +136,10 @@ mod tests {
             self.solo.peers()
         }
 
+        fn term(&self) -> u64 {
+            1
+        }
+
         fn leader_changed(&self) -> BoxFuture<'_, ()> {
             let mut changes = self.has_leader.subscribe();
             Box::pin(async move {

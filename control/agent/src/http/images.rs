@@ -5,7 +5,9 @@ use std::{io, time::Duration};
 use http::{StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 use wharf_launcher::image::{Digest, ImageName, ImportError, Limits, RegistryError, StoreError};
+use wharf_registry::pieces::from_channel;
 
 use super::{
     HttpContext,
@@ -15,7 +17,7 @@ use super::{
 };
 use crate::{
     authz::{Access, Resource},
-    platform::images::{ChannelReader, ImagesError},
+    platform::images::ImagesError,
 };
 
 /// The longest body of a pull.
@@ -155,7 +157,7 @@ pub(super) async fn import(context: &HttpContext, request: Request) -> Result<Re
         None => None,
         Some(text) => Some(ImageName::parse(text).map_err(ImagesError::Reference)?),
     };
-    let (sender, reader) = ChannelReader::new(PIECES);
+    let (sender, receiver) = mpsc::channel(PIECES);
     let body = request.body.clone();
     let receive = async move {
         let mut body = body.lock().await;
@@ -187,7 +189,7 @@ pub(super) async fn import(context: &HttpContext, request: Request) -> Result<Re
         }
         Ok(())
     };
-    let import = context.images.import(reader, name);
+    let import = context.images.import(from_channel(receiver), name);
     let (received, imported) = tokio::join!(receive, import);
     received?;
     response::json(&imported?, context.pretty(&request))

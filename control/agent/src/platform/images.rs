@@ -2,16 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, Read},
+    io::Read,
     path::Path,
     sync::Arc,
     time::UNIX_EPOCH,
 };
 
-use bytes::Bytes;
 use serde::Serialize;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, mpsc},
+    sync::{Semaphore, SemaphorePermit},
     task::spawn_blocking,
 };
 use wharf_launcher::image::{
@@ -192,7 +191,7 @@ impl Images {
     /// Imports an archive as it comes.
     pub async fn import(
         &self,
-        archive: ChannelReader,
+        archive: impl Read + Send + 'static,
         name: Option<ImageName>,
     ) -> Result<Vec<Shown>, ImagesError> {
         let store = self.store()?.clone();
@@ -279,35 +278,4 @@ fn list(store: &Store) -> Result<Vec<Shown>, ImagesError> {
         }
     };
     Ok(store.list()?.into_iter().map(shown).collect())
-}
-
-/// Reads, on a thread that may wait, what a task receives.
-#[derive(Debug)]
-pub struct ChannelReader {
-    receiver: mpsc::Receiver<io::Result<Bytes>>,
-    bytes: Bytes,
-}
-
-impl ChannelReader {
-    /// The end that is read, and the one that is written to. Whoever drops the sender without an error says
-    /// that this is all.
-    pub fn new(capacity: usize) -> (mpsc::Sender<io::Result<Bytes>>, ChannelReader) {
-        let (sender, receiver) = mpsc::channel(capacity);
-        let bytes = Bytes::new();
-        (sender, ChannelReader { receiver, bytes })
-    }
-}
-
-impl Read for ChannelReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.bytes.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(bytes) => self.bytes = bytes?,
-                None => return Ok(0),
-            }
-        }
-        let read = buffer.len().min(self.bytes.len());
-        buffer[..read].copy_from_slice(&self.bytes.split_to(read));
-        Ok(read)
-    }
 }

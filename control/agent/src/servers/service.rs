@@ -13,10 +13,11 @@ use wharf_proto::server::v1::{
 use wharf_registry::{
     Command,
     consensus::{
-        BoxStream, Consensus, Consistency, Envelope, IncomingBlocks, MembershipError, Misdirected,
-        ProposeError, ReadError, ReceiveError,
+        BoxStream, Consensus, Consistency, Envelope, MembershipError, Misdirected, ProposeError,
+        ReadError, ReceiveError,
     },
     log::ServerId,
+    pieces,
 };
 
 use super::{
@@ -261,7 +262,7 @@ impl Servers for Service {
         };
         let received = self
             .consensus
-            .receive_snapshot(from, vote, IncomingBlocks::new(incoming));
+            .receive_snapshot(from, vote, pieces::from_channel(incoming));
         let ((), received) = tokio::join!(feeding, received);
         let vote = received.map_err(receive_status)?;
         Ok(Response::new(proto::SnapshotReply {

@@ -83,6 +83,10 @@ impl Cluster for Shaky {
         self.inner.peers()
     }
 
+    fn term(&self) -> u64 {
+        self.inner.term()
+    }
+
     fn leader_changed(&self) -> BoxFuture<'_, ()> {
         self.inner.leader_changed()
     }
@@ -113,7 +117,6 @@ async fn what_was_saved_is_there_again_over_every_stumble_of_the_cluster() {
     }
     let saved = snapshots().save(&source).await.unwrap();
     assert_eq!(saved.meta.index, source.registry().view().applied());
-    assert_eq!(saved.meta.configuration.servers.len(), 1);
 
     let unknown = || ClusterError::OutcomeUnknown("who knows".into());
     let target = shaky(vec![
