@@ -7,7 +7,10 @@ use wharf_registry::{
 };
 
 use super::*;
-use crate::{cluster::Cluster, platform::scheduling::Scheduling};
+use crate::{
+    cluster::{Cluster, testing::agent_is_there},
+    platform::scheduling::Scheduling,
+};
 
 /// An API with a scheduler and a node of four cores.
 async fn start() -> Api {
@@ -35,6 +38,8 @@ async fn start() -> Api {
         }))
         .await
         .unwrap();
+    // Without an agent it would be lost after a while.
+    agent_is_there(&*cluster, "n1", "aaaa0000-1111").await;
     let decisions = api.context.decisions.clone();
     let scheduling = Scheduling::new(cluster, decisions);
     tokio::spawn(scheduling.run(api.context.shutdown.clone()));

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use wharf_registry::{
     Command, View,
-    command::{PlatformCommand, Register},
+    command::PlatformCommand,
     model::{
-        CheckStatus, HealthCheck, Node, Str,
+        Str,
         platform::{
             Alloc, AllocUpdate, ClientStatus, DesiredStatus, Driver, DriverHealth, Job,
             PlatformNode, Resources, Task, TaskGroup,
@@ -16,7 +16,10 @@ use wharf_registry::{
 };
 
 use super::*;
-use crate::{cluster::testing::Solo, local::SERF_HEALTH, platform::unix_now};
+use crate::{
+    cluster::testing::{Solo, agent_is_there},
+    platform::unix_now,
+};
 
 struct Scene {
     cluster: Arc<dyn Cluster>,
@@ -52,27 +55,6 @@ impl Scene {
             .unwrap();
     }
 
-    /// The agent of a node is there.
-    async fn agent(&self, id: &str) {
-        let register = Register {
-            node: Node {
-                name: id.into(),
-                id: id.into(),
-                address: "10.0.0.1".into(),
-                ..Node::default()
-            },
-            checks: vec![HealthCheck {
-                node: id.into(),
-                id: SERF_HEALTH.into(),
-                status: CheckStatus::Passing,
-                ..HealthCheck::default()
-            }],
-            ..Register::default()
-        };
-        let register = Command::Register(Box::new(register));
-        self.cluster.write(register).await.unwrap();
-    }
-
     /// A node that starts what it is to run and ends what it is to stop.
     async fn node(&self, id: &str, cpu: u64) {
         let healthy = DriverHealth {
@@ -95,7 +77,7 @@ impl Scene {
             time: 1,
         })
         .await;
-        self.agent(id).await;
+        agent_is_there(&*self.cluster, id, id).await;
         let (cluster, id) = (self.cluster.clone(), Str::from(id));
         let stop = self.stop.clone();
         tokio::spawn(stop.run_until_cancelled_owned(async move {
