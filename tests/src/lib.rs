@@ -8,6 +8,7 @@
 mod agent;
 mod backend;
 mod binary;
+mod chance;
 mod http;
 mod namespace;
 mod ports;
@@ -22,6 +23,7 @@ use std::{
 pub use agent::Agent;
 pub use backend::Backend;
 pub use binary::{as_consul, wharf};
+pub use chance::{Chance, chaos_duration, chaos_seed};
 pub use http::{Http, Reply};
 pub use namespace::{Network, in_network};
 pub use ports::{Ports, free_port};

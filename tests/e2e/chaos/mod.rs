@@ -13,16 +13,17 @@ mod lab;
 
 use std::{
     collections::BTreeMap,
-    env,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
-use wharf_tests::{Http, Network, SOON, eventually, in_network};
+use wharf_tests::{
+    Chance, Http, Network, SOON, chaos_duration, chaos_seed, eventually, in_network,
+};
 
 use self::{
     history::{Action, Operation, contradiction, longest_silence},
@@ -33,28 +34,8 @@ const SERVERS: usize = 3;
 const CLIENTS: usize = 5;
 const KEYS: u64 = 3;
 
-/// A small generator whose seed repeats what it gave (xorshift64*, Vigna 2016).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, count: u64) -> u64 {
-        (self.next() >> 33) % count
-    }
-
-    fn server(&mut self) -> usize {
-        usize::try_from(self.below(SERVERS as u64)).unwrap() + 1
-    }
-
-    fn millis(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(from + self.below(to - from))
-    }
+fn any_server(chance: &mut Chance) -> usize {
+    usize::try_from(chance.below(SERVERS as u64)).unwrap() + 1
 }
 
 /// What is done to the servers, until it is undone.
@@ -92,8 +73,8 @@ fn others(number: usize) -> impl Iterator<Item = usize> {
     (1..=SERVERS).filter(move |other| *other != number)
 }
 
-fn apply(lab: &mut Lab, fault: Fault, random: &mut Random) {
-    let any = random.server();
+fn apply(lab: &mut Lab, fault: Fault, chance: &mut Chance) {
+    let any = any_server(chance);
     let leader = lab.leader().unwrap_or(any);
     match fault {
         Fault::Kill => lab.kill(any),
@@ -129,7 +110,7 @@ fn undo(lab: &mut Lab) {
 }
 
 /// One client's operation on one key.
-fn operate(http: Http, key: u64, value: u64, random: &mut Random) -> Option<Action> {
+fn operate(http: Http, key: u64, value: u64, chance: &mut Chance) -> Option<Action> {
     let path = format!("/v1/kv/chaos/{key}");
     let read = |consistency: &str| -> Option<(u64, u64)> {
         let reply = http.request("GET", &format!("{path}?raw&{consistency}"), &[], b"");
@@ -140,7 +121,7 @@ fn operate(http: Http, key: u64, value: u64, random: &mut Random) -> Option<Acti
             _ => None,
         }
     };
-    match random.below(4) {
+    match chance.below(4) {
         0 => read("").map(|(value, _)| Action::Read(value)),
         1 => read("consistent").map(|(value, _)| Action::Read(value)),
         2 => {
@@ -182,17 +163,13 @@ fn client(
     stop: &AtomicBool,
     histories: &Histories,
 ) {
-    let mut random = Random(
-        seed.wrapping_add(number as u64 + 1)
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-            | 1,
-    );
+    let mut chance = Chance::new(seed.wrapping_mul(31).wrapping_add(number as u64));
     while !stop.load(Ordering::Relaxed) {
-        let http = https[random.server() - 1];
-        let key = random.below(KEYS);
+        let http = https[any_server(&mut chance) - 1];
+        let key = chance.below(KEYS);
         let value = values.fetch_add(1, Ordering::Relaxed);
         let called = Instant::now();
-        if let Some(action) = operate(http, key, value, &mut random) {
+        if let Some(action) = operate(http, key, value, &mut chance) {
             let unknown = action.is_unknown();
             let operation = Operation {
                 action,
@@ -203,21 +180,8 @@ fn client(
             histories.entry(key).or_default().push(operation);
         }
         // The check is of what they see of each other, not of how fast they are.
-        thread::sleep(random.millis(5, 40));
+        thread::sleep(chance.millis(5, 40));
     }
-}
-
-fn seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let given = env::var("WHARF_CHAOS_SEED").ok();
-    given.map_or(now.as_nanos() as u64 | 1, |text| {
-        text.parse().expect("a seed")
-    })
-}
-
-fn duration() -> Duration {
-    let given = env::var("WHARF_CHAOS_SECONDS").ok();
-    Duration::from_secs(given.map_or(15, |text| text.parse().expect("a number of seconds")))
 }
 
 #[test]
@@ -226,7 +190,7 @@ fn histories_stay_linearizable() {
         let Some(mut lab) = Lab::new(SERVERS) else {
             return;
         };
-        let (seed, duration) = (seed(), duration());
+        let (seed, duration) = (chaos_seed(), chaos_duration());
         println!("WHARF_CHAOS_SEED={seed} for {duration:?}");
         (1..=SERVERS).for_each(|number| lab.start(number));
         assert!(
@@ -249,14 +213,14 @@ fn histories_stay_linearizable() {
                     client(number, seed, https, values, stop, histories);
                 });
             }
-            let mut random = Random(seed);
+            let mut chance = Chance::new(seed);
             while began.elapsed() < duration {
-                let fault = FAULTS[usize::try_from(random.below(FAULTS.len() as u64)).unwrap()];
+                let fault = FAULTS[usize::try_from(chance.below(FAULTS.len() as u64)).unwrap()];
                 *faults.entry(fault).or_default() += 1;
-                apply(&mut lab, fault, &mut random);
-                thread::sleep(random.millis(300, 4000));
+                apply(&mut lab, fault, &mut chance);
+                thread::sleep(chance.millis(300, 4000));
                 undo(&mut lab);
-                thread::sleep(random.millis(300, 3000));
+                thread::sleep(chance.millis(300, 3000));
             }
             // All is well again, and it has to be seen.
             let healed = Instant::now();

@@ -2,44 +2,22 @@
 //!
 //! Each writer has a register of its own, counts it up on a server of its choice, and reads it from another in a
 //! consistent mode: what it reads is never older than what was acknowledged before. In the end every acknowledged
-//! key is on every server. `WHARF_CHAOS_SECONDS` plays longer, `WHARF_SEED` plays the same choices again (not the
+//! key is on every server. `WHARF_CHAOS_SECONDS` plays longer, `WHARF_CHAOS_SEED` plays the same choices again (not the
 //! same timing: the processes are real).
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
-use wharf_tests::{Http, SOON, eventually};
+use wharf_tests::{Chance, Http, SOON, chaos_duration, chaos_seed, eventually};
 
 use super::servers::{Server, Site, assert_everywhere};
 
-const SECONDS: u64 = 15;
 const WRITERS: u64 = 6;
-
-/// A generator that is the same everywhere: splitmix64.
-struct Choice(u64);
-
-impl Choice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-
-    fn millis(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(from + self.below(to - from))
-    }
-}
-
-fn of_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
 
 /// What the writers have to show.
 #[derive(Default)]
@@ -51,7 +29,7 @@ struct History {
 }
 
 fn writer(number: u64, seed: u64, servers: [Http; 3], end: Instant, history: &Mutex<History>) {
-    let mut choice = Choice(seed.wrapping_mul(31).wrapping_add(number));
+    let mut choice = Chance::new(seed.wrapping_mul(31).wrapping_add(number));
     let mut known: u64 = 0;
     let mut value: u64 = 0;
     while Instant::now() < end {
@@ -99,7 +77,7 @@ fn writer(number: u64, seed: u64, servers: [Http; 3], end: Instant, history: &Mu
 fn play(
     site: &Site,
     servers: &mut BTreeMap<u8, Server>,
-    choice: &mut Choice,
+    choice: &mut Chance,
     end: Instant,
 ) -> BTreeMap<&'static str, usize> {
     let mut played = BTreeMap::new();
@@ -160,12 +138,8 @@ fn play(
 
 #[test]
 fn whatever_happens_nothing_acknowledged_is_lost_and_no_read_goes_back() {
-    let seconds = of_environment("WHARF_CHAOS_SECONDS").unwrap_or(SECONDS);
-    let seed = of_environment("WHARF_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.map_or(1, |now| now.as_secs())
-    });
-    println!("seed {seed}");
+    let (seed, duration) = (chaos_seed(), chaos_duration());
+    println!("WHARF_CHAOS_SEED={seed} for {duration:?}");
     let site = Site::new(&["-hcl=raft_snapshot_threshold = 1000"]);
     let mut servers: BTreeMap<u8, Server> = site
         .three()
@@ -176,7 +150,7 @@ fn whatever_happens_nothing_acknowledged_is_lost_and_no_read_goes_back() {
         timeout: Duration::from_secs(12),
         ..servers[&number].http
     });
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + duration;
     let history = Arc::new(Mutex::new(History::default()));
     let writers: Vec<_> = (0..WRITERS)
         .map(|number| {
@@ -184,7 +158,7 @@ fn whatever_happens_nothing_acknowledged_is_lost_and_no_read_goes_back() {
             thread::spawn(move || writer(number, seed, addresses, end, &history))
         })
         .collect();
-    let played = play(&site, &mut servers, &mut Choice(seed), end);
+    let played = play(&site, &mut servers, &mut Chance::new(seed), end);
     for writer in writers {
         writer.join().unwrap();
     }

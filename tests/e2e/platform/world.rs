@@ -22,6 +22,7 @@ pub(crate) struct World {
     /// All allocations that were ever seen.
     seen: BTreeSet<String>,
     directory: tempfile::TempDir,
+    data: PathBuf,
 }
 
 /// Interfaces and tables of rules.
@@ -38,12 +39,29 @@ impl Links {
 
 /// Runs a test against an agent that keeps its state, where this machine can run containers.
 pub(crate) fn world(test: impl FnOnce(&mut World) + Send) {
-    world_with(|| Some(((), Vec::new())), |world, ()| test(world));
+    prepared_world(None, || Some(((), Vec::new())), |world, ()| test(world));
+}
+
+/// The same with a data directory that is prepared.
+pub(crate) fn world_in(data: PathBuf, test: impl FnOnce(&mut World) + Send) {
+    prepared_world(
+        Some(data),
+        || Some(((), Vec::new())),
+        |world, ()| test(world),
+    );
 }
 
 /// The same with something that is in the network before the agent, and flags that tell the agent of it. Without it
 /// nothing is done.
 pub(crate) fn world_with<T>(
+    prepare: impl FnOnce() -> Option<(T, Vec<String>)> + Send,
+    test: impl FnOnce(&mut World, T) + Send,
+) {
+    prepared_world(None, prepare, test);
+}
+
+fn prepared_world<T>(
+    data: Option<PathBuf>,
     prepare: impl FnOnce() -> Option<(T, Vec<String>)> + Send,
     test: impl FnOnce(&mut World, T) + Send,
 ) {
@@ -58,13 +76,14 @@ pub(crate) fn world_with<T>(
             return;
         };
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let data = directory.path().join("data");
+        let data = data.unwrap_or_else(|| directory.path().join("data"));
         let agent = Agent::durable_with(&data, Ports::choose(), &flags);
         let mut world = World {
             agent,
             before,
             seen: BTreeSet::new(),
             directory,
+            data,
         };
         let drivers = eventually_some(PATIENCE, || {
             let nodes = world.agent.http.get("/v1/platform/nodes").json();
@@ -129,7 +148,7 @@ impl World {
     }
 
     pub(crate) fn state(&self) -> PathBuf {
-        self.path("data/platform")
+        self.data.join("platform")
     }
 
     /// Runs a job from a file that has this text; it has to come to run.
@@ -227,6 +246,8 @@ impl World {
         let left: Vec<&str> = mounts
             .lines()
             .filter(|line| is_of_one(line) || line.contains(state.to_str().unwrap()))
+            // A small disk that the test itself mounted.
+            .filter(|line| !line.contains(" wharf-test "))
             .collect();
         assert_eq!(left, Vec::<&str>::new());
         assert_eq!(processes(ids), Vec::<(Pid, String)>::new());
