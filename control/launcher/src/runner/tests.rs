@@ -8,7 +8,7 @@ use wharf_registry::model::platform::{AllocPort, ClientStatus};
 
 use self::others::{Fake, lock};
 use super::*;
-use crate::shim::protocol::ExitRecord;
+use crate::shim::protocol::{EventKind, ExitRecord};
 
 struct Bench {
     directory: tempfile::TempDir,
@@ -295,6 +295,36 @@ async fn an_agent_that_comes_back_touches_nothing_that_runs() {
             "down log: ended with code 0"
         ]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn much_that_happened_while_nobody_listened_costs_nothing_that_runs() {
+    let bench = Bench::new();
+    let runner = bench.start();
+    bench.fake.running().await;
+    drop(runner);
+    lock(&bench.fake.0.shim).events.take();
+    lock(&bench.fake.0.asked).clear();
+    // On a full disk a shim has something to tell every second.
+    for _ in 0..500 {
+        bench.fake.tell(EventKind::LogLost {
+            stream: "app/stdout".into(),
+            bytes: 1,
+            why: "full".into(),
+        });
+    }
+    let _runner = bench.start();
+    let update = bench
+        .fake
+        .until(|update| {
+            let last = update.task_states["app"].events.last();
+            last.is_some_and(|event| &*event.kind == "Output Lost")
+        })
+        .await;
+    assert_eq!(update.client_status, ClientStatus::Running, "{update:?}");
+    assert_eq!(update.client_description, "its tasks run".into());
+    let asked = bench.fake.asked();
+    assert!(!asked.iter().any(|asked| asked == "sweep"), "{asked:?}");
 }
 
 #[tokio::test(start_paused = true)]

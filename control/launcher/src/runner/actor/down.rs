@@ -20,7 +20,7 @@ impl Actor {
         self.record.ending = Some(ending);
         self.due.clear();
         self.step();
-        if self.shim.is_none()
+        if self.line.is_none()
             && let Ok(Some(link)) = self
                 .node
                 .shims
@@ -53,12 +53,12 @@ impl Actor {
             }
         }
         self.stop_tasks().await;
-        if let Some(shim) = &mut self.shim
-            && let Err(error) = shim.shutdown().await
+        if let Some(line) = &mut self.line
+            && let Err(error) = line.shutdown().await
         {
             tracing::warn!(alloc = &*self.alloc.id, %error, "the shim does not end as asked");
         }
-        self.shim = None;
+        self.line = None;
         let clean = [
             node.shims.sweep(self.places.group.clone()).await,
             match self.group.services.is_empty() {
@@ -119,10 +119,10 @@ impl Actor {
         self.step();
         let all = async {
             while !self.record.started.is_empty() {
-                let Some(events) = &mut self.events else {
+                let Some(line) = &mut self.line else {
                     return;
                 };
-                let Some(event) = events.recv().await else {
+                let Some(event) = line.next().await else {
                     return;
                 };
                 self.handle(event).await;

@@ -1,6 +1,7 @@
 //! The actor of a runner: [`up`], then [`supervise`], at last [`down`]; [`story`] is what others see of it.
 
 mod down;
+mod line;
 mod story;
 mod supervise;
 mod up;
@@ -17,6 +18,7 @@ use wharf_registry::model::{
     platform::{Alloc, TaskGroup},
 };
 
+use self::line::Line;
 use super::{
     Assignment,
     node::{Connected, Link, Node, PreparedImage, Shim},
@@ -47,8 +49,7 @@ pub(super) struct Actor {
     record: Record,
     images: BTreeMap<Str, PreparedImage>,
     connected: Connected,
-    shim: Option<Box<dyn Shim>>,
-    events: Option<mpsc::Receiver<Event>>,
+    line: Option<Line>,
     sidecars: Vec<Sidecar>,
     sidecar_ready: bool,
     /// When tasks that ended are started again.
@@ -67,8 +68,7 @@ impl Actor {
             record: Record::default(),
             images: BTreeMap::new(),
             connected: Connected::default(),
-            shim: None,
-            events: None,
+            line: None,
             sidecars: Vec::new(),
             sidecar_ready: false,
             due: BTreeMap::new(),

@@ -14,11 +14,11 @@ impl Actor {
                 Some((name, at)) => (Some(name.clone()), *at),
                 None => (None, Instant::now()),
             };
-            let Some(events) = &mut self.events else {
+            let Some(line) = &mut self.line else {
                 return Outcome::Failed("the shim is gone".into());
             };
             let next = tokio::select! {
-                event = events.recv() => Some(event),
+                event = line.next() => Some(event),
                 () = sleep_until(at), if name.is_some() => None,
             };
             let result = match (next, name) {
@@ -187,8 +187,7 @@ impl Actor {
 
     /// The shim is gone, and with it the parent of everything: what is left is swept, and the tasks count as ended.
     pub(super) async fn lost(&mut self) -> Result<(), String> {
-        self.shim = None;
-        self.events = None;
+        self.line = None;
         self.sidecar_ready = false;
         let node = self.node.clone();
         node.shims

@@ -5,8 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 use wharf_registry::model::{Str, platform::Driver};
 
-use super::Assignment;
-use super::{Actor, ClientError, Link, Outcome, Reply, Request, State, plan};
+use super::{Actor, Assignment, ClientError, Line, Link, Outcome, Reply, Request, State, plan};
 use crate::{
     services::AllocServices,
     shim::protocol::{LogSettings, StartSidecar, TaskStatus},
@@ -160,9 +159,8 @@ impl Actor {
         Ok(())
     }
 
-    pub(super) fn link(&mut self, (shim, events): Link) {
-        self.shim = Some(shim);
-        self.events = Some(events);
+    pub(super) fn link(&mut self, link: Link) {
+        self.line = Some(Line::new(link));
     }
 
     /// What the shim has forgotten to tell, because too much happened: its state is enough.
@@ -185,16 +183,16 @@ impl Actor {
         Ok(())
     }
 
-    pub(super) async fn state(&self) -> Result<State, ClientError> {
+    pub(super) async fn state(&mut self) -> Result<State, ClientError> {
         match self.ask(Request::State).await? {
             Reply::State(state) => Ok(state),
             _ => Err(ClientError::Confused),
         }
     }
 
-    pub(super) async fn ask(&self, request: Request) -> Result<Reply, ClientError> {
-        match &self.shim {
-            Some(shim) => shim.ask(request).await,
+    pub(super) async fn ask(&mut self, request: Request) -> Result<Reply, ClientError> {
+        match &mut self.line {
+            Some(line) => line.ask(request).await,
             None => Err(ClientError::Gone),
         }
     }
@@ -261,10 +259,10 @@ impl Actor {
         }
         let until = Instant::now() + SIDECAR_READY;
         while !self.sidecar_ready {
-            let Some(events) = &mut self.events else {
+            let Some(line) = &mut self.line else {
                 return Err("the shim is gone".into());
             };
-            match tokio::time::timeout_at(until, events.recv()).await {
+            match tokio::time::timeout_at(until, line.next()).await {
                 Ok(Some(event)) => {
                     if let Some(Outcome::Failed(why)) = self.handle(event).await {
                         return Err(why);

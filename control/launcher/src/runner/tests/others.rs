@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use wharf_registry::model::{
     Str,
     platform::{AllocUpdate, ClientStatus, Task},
@@ -41,6 +44,7 @@ pub(super) struct FakeShim {
     pub(super) alive: bool,
     pub(super) seq: u64,
     pub(super) events: Option<mpsc::Sender<Event>>,
+    pub(super) replayed: Option<watch::Receiver<bool>>,
     pub(super) state: State,
     pub(super) history: Vec<Event>,
     /// Tasks end at once with this.
@@ -100,9 +104,20 @@ impl Fake {
     pub(super) fn link(&self, after: u64) -> Link {
         let (sender, receiver) = mpsc::channel(64);
         let mut shim = lock(&self.0.shim);
-        for event in shim.history.iter().filter(|event| event.seq > after) {
-            sender.try_send(event.clone()).unwrap();
-        }
+        let missed = shim.history.iter().filter(|event| event.seq > after);
+        let missed: Vec<Event> = missed.cloned().collect();
+        // As on the real line: what was missed comes first, and answers after it.
+        let (told, replayed) = watch::channel(false);
+        let replay = sender.clone();
+        tokio::spawn(async move {
+            for event in missed {
+                if replay.send(event).await.is_err() {
+                    break;
+                }
+            }
+            told.send_replace(true);
+        });
+        shim.replayed = Some(replayed);
         shim.events = Some(sender);
         (Box::new(self.clone()), receiver)
     }
@@ -135,8 +150,19 @@ impl Fake {
 impl Shim for Fake {
     fn ask(&self, request: Request) -> BoxFuture<'_, Result<Reply, ClientError>> {
         Box::pin(async move {
-            if !lock(&self.0.shim).alive {
-                return Err(ClientError::Gone);
+            let replayed = {
+                let shim = lock(&self.0.shim);
+                if !shim.alive {
+                    return Err(ClientError::Gone);
+                }
+                shim.replayed.clone()
+            };
+            if let Some(mut replayed) = replayed
+                && timeout(Duration::from_secs(10), replayed.wait_for(|told| *told))
+                    .await
+                    .is_err()
+            {
+                return Err(ClientError::Timeout);
             }
             match request {
                 Request::State => return Ok(Reply::State(lock(&self.0.shim).state.clone())),
