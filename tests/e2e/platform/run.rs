@@ -75,6 +75,15 @@ fn the_example_runs_is_scaled_and_leaves_nothing() {
         let logs = logs.success();
         assert!(logs.starts_with("web.web[0] serves on 0.0.0.0:"), "{logs}");
 
+        // What `inspect` prints is the same job.
+        let inspected = world.agent.run(&["job", "inspect", "web"]).success();
+        let file = world.file("web.json", inspected);
+        let told = world.agent.run(&["job", "run", &file]).success();
+        assert!(
+            told.starts_with("Job \"web\" registered: version 0"),
+            "{told}"
+        );
+
         world.agent.run(&["job", "scale", "web", "5"]).success();
         let five = until_live(world, "web", 5);
         let kept = |before: &Alloc| five.iter().any(|alloc| alloc.id == before.id);

@@ -24,7 +24,6 @@ use crate::{
     failure::Failure,
     flags::{Given, argument, number, switch, value},
     http::{Client, HttpError, Request, segment},
-    output::Format,
     shell::Shell,
 };
 
@@ -270,13 +269,13 @@ async fn scale(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failur
 }
 
 fn inspect_command() -> Command {
-    client_command("inspect", "Print a job as JSON")
+    client_command("inspect", "Print a job as JSON, which can be run again")
         .arg(argument("NAME"))
-        .args([
-            number("version", "This version of it, if it is kept"),
-            Format::flag(),
-        ])
-        .after_help("  $ wharf job inspect web\n  $ wharf job inspect -version=3 web")
+        .arg(number("version", "This version of it, if it is kept"))
+        .after_help(
+            "  $ wharf job inspect web
+  $ wharf job inspect -version=3 web > web.json && wharf job run web.json",
+        )
 }
 
 async fn inspect(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
@@ -285,9 +284,15 @@ async fn inspect(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Fail
     if let Some(version) = matches.number("version") {
         request = request.param("version", version.to_string());
     }
-    let answer = shell.client(matches)?.fetch(request).await;
-    let answer = answer.map_err(|error| error.while_(format!("Error reading job {name:?}")))?;
-    shell.json(&answer.body)
+    let detail = shell
+        .client(matches)?
+        .fetch_json::<JobDetail>(request)
+        .await;
+    let detail = detail.map_err(|error| error.while_(format!("Error reading job {name:?}")))?;
+    // How it is doing is no part of what it is.
+    let job = serde_json::to_vec(&detail.job)
+        .map_err(|error| Failure::new(format!("job {name:?} cannot be shown")).because(error))?;
+    shell.json(&job)
 }
 
 fn validate_command() -> Command {
