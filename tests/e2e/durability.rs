@@ -1,10 +1,10 @@
 //! What was acknowledged is there after a crash.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::json;
-use wharf_tests::{Agent, Ports, SOON, eventually, run};
+use wharf_tests::{Agent, Ports, SOON, SmallDisk, eventually, run};
 
 /// `EX_IOERR` of sysexits.h: what an agent ends with that cannot write its log.
 const EXIT_IO_ERROR: i32 = 74;
@@ -166,47 +166,66 @@ fn a_log_that_cannot_grow_ends_the_agent() {
     });
 }
 
-/// A file system of its own size, until this is dropped.
-struct Disk(tempfile::TempDir);
-
-impl Disk {
-    /// `None` where file systems cannot be mounted.
-    fn of(size: &str) -> Option<Disk> {
-        let directory = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "wharf-test"]);
-        let mounted = mount.arg(directory.path()).output();
-        mounted
-            .is_ok_and(|ended| ended.status.success())
-            .then_some(Disk(directory))
-    }
-
-    fn grow(&self, size: &str) {
-        let options = format!("remount,size={size}");
-        run(Command::new("mount")
-            .args(["-o", &options])
-            .arg(self.0.path()))
-        .success();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // A process that still holds a file must not keep the mount in the way.
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
-    }
-}
-
 #[test]
-fn a_full_disk_ends_the_agent_and_loses_nothing() {
-    let Some(disk) = Disk::of("6m") else {
+fn a_full_disk_refuses_writes_serves_reads_and_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(directory.path(), "24m") else {
         wharf_tests::missing("right to mount a small file system (it takes root)");
         return;
     };
-    let data = disk.0.path().join("data");
-    let agent = Agent::durable(&data, Ports::choose());
-    acknowledged_writes_survive_the_end_of_space(agent, |ports| {
-        disk.grow("64m");
-        Agent::durable(&data, ports)
-    });
+    let data = directory.path().join("data");
+    let mut agent = Agent::durable(&data, Ports::choose());
+    let path = |number: usize| format!("/v1/kv/full/{number}");
+    let put = |agent: &Agent, number: usize| {
+        let body = value(number);
+        agent.http.put(&path(number), body)
+    };
+    let mut acknowledged = 0;
+    let refused = loop {
+        assert!(acknowledged < 1000, "the space does not end");
+        let reply = put(&agent, acknowledged);
+        if reply.status != 200 {
+            break reply;
+        }
+        acknowledged += 1;
+    };
+    assert_eq!(refused.status, 507, "{}", refused.text());
+    assert!(
+        refused.text().contains("the disk of the leader is full"),
+        "{}",
+        refused.text()
+    );
+    assert!(acknowledged > 100, "{acknowledged}");
+    let said = agent.process.line("the disk is full", SOON);
+    assert!(said.is_some_and(|said| said.contains("WARN")));
+    // For as long as one likes: nothing is written, everything can be read.
+    for number in 0..acknowledged {
+        assert_eq!(put(&agent, acknowledged).status, 507);
+        let kept = agent.http.get(&format!("{}?raw&consistent", path(number)));
+        assert_eq!(kept.status, 200);
+        assert!(kept.text() == value(number), "{number} has another value");
+    }
+    assert!(agent.process.ended(Duration::ZERO).is_none());
+
+    // Others fill the rest. A vote at a restart fits in what is kept back.
+    disk.fill(400 << 10);
+    let agent = Agent::durable(&data, agent.kill());
+    assert_eq!(put(&agent, acknowledged).status, 507);
+    assert!(agent.http.get(&format!("{}?raw", path(0))).text() == value(0));
+
+    disk.resize("64m");
+    disk.clear();
+    assert!(eventually(SOON, || put(&agent, acknowledged).status == 200));
+    assert!(
+        agent
+            .process
+            .line("the disk has room again", SOON)
+            .is_some()
+    );
+    let agent = Agent::durable(&data, agent.kill());
+    for number in 0..=acknowledged {
+        let kept = agent.http.get(&format!("{}?raw", path(number)));
+        assert_eq!(kept.status, 200, "{number} of {acknowledged} is lost");
+        assert!(kept.text() == value(number), "{number} has another value");
+    }
 }

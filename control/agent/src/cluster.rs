@@ -32,6 +32,8 @@ pub enum ClusterError {
     #[error("too many writes in flight: try again later")]
     Overloaded,
     #[error("{0}")]
+    DiskFull(String),
+    #[error("{0}")]
     TooLarge(String),
     #[error("{0}")]
     OutcomeUnknown(String),

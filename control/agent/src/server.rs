@@ -119,6 +119,7 @@ impl From<ProposeError> for ClusterError {
             // Where nothing can be forwarded, another server's leadership is none that helps.
             ProposeError::NoLeader | ProposeError::NotLeader { .. } => ClusterError::NoLeader,
             ProposeError::Overloaded => ClusterError::Overloaded,
+            ProposeError::DiskFull(_) => ClusterError::DiskFull(error.to_string()),
             ProposeError::ShuttingDown => ClusterError::ShuttingDown,
             ProposeError::OutcomeUnknown => ClusterError::OutcomeUnknown(error.to_string()),
             ProposeError::TooLarge { .. } => ClusterError::TooLarge(error.to_string()),

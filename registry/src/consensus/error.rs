@@ -1,6 +1,6 @@
 //! What can go wrong with consensus, from the caller's side.
 
-use super::{DataDirError, Leader};
+use super::{DataDirError, DiskFull, Leader};
 use crate::snapshot::SnapshotError;
 
 /// Why a server did not start.
@@ -28,6 +28,8 @@ pub enum ProposeError {
     NotLeader { leader: Leader },
     #[error("too many changes are waiting to be written: try again later")]
     Overloaded,
+    #[error(transparent)]
+    DiskFull(#[from] DiskFull),
     #[error("a change of {size} bytes is larger than the limit of {limit}")]
     TooLarge { size: usize, limit: usize },
     #[error("the server is shutting down")]

@@ -18,6 +18,7 @@ mod admission;
 mod config;
 mod contact;
 mod data_dir;
+mod disk;
 mod error;
 mod identity;
 mod machine;
@@ -51,6 +52,7 @@ use self::{
     admission::{Admission, Refused},
     contact::Contact,
     data_dir::DataDir,
+    disk::{Disk, PeerDisks, Space},
     identity::Identity,
     machine::{Machine, Snapshots},
     network::{Addresses, Network},
@@ -67,14 +69,15 @@ use crate::{
 
 pub use config::{ConsensusConfig, FatalHandler, Limits, Timings};
 pub use data_dir::DataDirError;
+pub use disk::{DiskFull, DiskState};
 pub use error::{ProposeError, ReadError, StartError};
 pub use identity::Misdirected;
 pub use machine::SnapshotPolicy;
 pub use membership::{FoundError, Member, MembershipError};
 pub use receive::ReceiveError;
 pub use transport::{
-    Append, AppendReply, BoxFuture, BoxStream, ClusterId, Election, Envelope, HandOver, Lane,
-    Route, Transport, TransportError, VoteReply, VoteRequest,
+    Append, AppendReply, BoxFuture, BoxStream, ClusterId, Election, Envelope, HandOver,
+    HeartbeatReply, Lane, Route, Transport, TransportError, VoteReply, VoteRequest,
 };
 
 /// The longest command: it has to fit into one message between servers.
@@ -106,6 +109,8 @@ struct Inner {
     /// Changes of the membership take turns.
     changing: Arc<tokio::sync::Mutex<()>>,
     contact: Arc<Contact>,
+    disk: Disk,
+    peer_disks: PeerDisks,
     /// A server that restarts votes for nobody before a lease is over that it may have given.
     votes_from: Instant,
     /// The term in which this server, leading alone, was seen to have applied what precedes it.
@@ -164,7 +169,14 @@ impl Consensus {
         let replica = Replica::new();
         let registry = replica.registry();
         let (machine, applied) = Machine::new(replica, snapshots.clone());
-        let storage = Storage(opened.log.clone());
+        let storage = Storage::new(opened.log.clone());
+        let disk = Disk {
+            space: opened.space,
+            flushes: storage.flushes.clone(),
+            // Longer than any election: a disk that hiccups is no reason for one.
+            patience: config.timings.election_max * 4,
+        };
+        let peer_disks = PeerDisks::default();
         let addresses = Addresses::default();
         let alone = config.transport.is_none();
         let network = Network {
@@ -172,6 +184,7 @@ impl Consensus {
             identity: opened.identity.clone(),
             own: id,
             addresses: addresses.clone(),
+            disks: peer_disks.clone(),
         };
         // It may have acknowledged a leader right before it went down, and votes for nobody, itself included, until
         // that leader's lease is over. Alone it has nobody to wait for, and stands for election below.
@@ -209,14 +222,19 @@ impl Consensus {
         );
         let changing = Arc::default();
         let members = membership::look_after_members(raft.clone(), id, own, Arc::clone(&changing));
-        let mut tasks = vec![tokio::spawn(supervisor.run()), tokio::spawn(members)];
-        if gave_lease {
-            let raft = raft.clone();
-            tasks.push(tokio::spawn(async move {
-                tokio::time::sleep_until(votes_from).await;
-                raft.runtime_config().elect(true);
-            }));
-        }
+        let watching = membership::look_after_disk(
+            raft.clone(),
+            id,
+            disk.clone(),
+            peer_disks.clone(),
+            leader.clone(),
+            gave_lease.then_some(votes_from),
+        );
+        let tasks = vec![
+            tokio::spawn(supervisor.run()),
+            tokio::spawn(members),
+            tokio::spawn(watching),
+        ];
         let limits = config.limits;
         let inner = Inner {
             id,
@@ -231,6 +249,8 @@ impl Consensus {
             applied,
             changing,
             contact,
+            disk,
+            peer_disks,
             votes_from,
             settled_term: AtomicU64::new(0),
             stopping,
@@ -275,12 +295,21 @@ impl Consensus {
             .admission
             .admit(size)
             .map_err(|refused| match refused {
-                Refused::Full => ProposeError::Overloaded,
+                Refused::Full => {
+                    count_refusal("overloaded");
+                    ProposeError::Overloaded
+                }
                 Refused::TooLarge => ProposeError::TooLarge {
                     size,
                     limit: inner.admission.max_bytes(),
                 },
             })?;
+        // Where another leads, its disk is the one that counts.
+        if self.is_leader() {
+            let space = &inner.disk.space;
+            let admitted = space.admit_command(inner.admission.bytes(), size);
+            admitted.inspect_err(|_| count_refusal("disk_full"))?;
+        }
         let (reply, answer) = Reply::new(permit);
         let sent = inner.raft.client_write_ff(Proposal(bytes), Some(reply));
         if sent.await.is_err() {
@@ -483,6 +512,10 @@ impl Drop for Inner {
     }
 }
 
+fn count_refusal(reason: &'static str) {
+    metrics::counter!("wharf_raft_proposals_refused_total", "reason" => reason).increment(1);
+}
+
 fn leader(id: ServerId, server: Server) -> Leader {
     Leader {
         node_uuid: id.0,
@@ -501,6 +534,7 @@ struct Opened {
     identity: Arc<Identity>,
     log: Arc<dyn LogStore>,
     snapshots: SnapshotStore,
+    space: Arc<Space>,
     data_dir: Option<DataDir>,
 }
 
@@ -513,6 +547,7 @@ impl Opened {
             identity: Arc::new(Identity::in_memory(id)),
             log,
             snapshots: SnapshotStore::in_memory(),
+            space: Space::in_memory(),
             data_dir: None,
         }
     }
@@ -529,11 +564,17 @@ impl Opened {
         let log = DiskLog::open(DiskLogConfig::new(data_dir.log())).map_err(StartError::Log)?;
         let id = data_dir.server();
         let identity = Identity::open(id, data_dir.root(), log.state().last.is_some())?;
+        let space = Space::of(data_dir.root());
+        let room = {
+            let space = space.clone();
+            move |bytes| space.admit_snapshot(bytes).map_err(std::io::Error::other)
+        };
         Ok(Opened {
             id,
             identity: Arc::new(identity),
             log: Arc::new(log),
-            snapshots: SnapshotStore::open(data_dir.snapshots())?,
+            snapshots: SnapshotStore::open(data_dir.snapshots())?.within(room),
+            space,
             data_dir: Some(data_dir),
         })
     }

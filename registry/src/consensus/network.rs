@@ -29,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     Append, AppendReply, Election, Envelope, HandOver, Lane, Route, Transport, TransportError,
     VoteRequest,
+    disk::PeerDisks,
     identity::Identity,
     raft::{self, LeaderId, RaftLogId, RaftVote, TypeConfig},
 };
@@ -53,6 +54,8 @@ pub(super) struct Network {
     pub(super) identity: Arc<Identity>,
     pub(super) own: ServerId,
     pub(super) addresses: Addresses,
+    /// What the others say of their disks.
+    pub(super) disks: PeerDisks,
 }
 
 /// Where the members are, kept up to date: a server may come back under another address while streams to
@@ -257,7 +260,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let (transport, route) = self.way(self.lane)?;
         let reply = within(&option, transport.heartbeat(route, own_append(rpc))).await?;
-        Ok(match reply {
+        self.network.disks.told(self.id, reply.disk);
+        Ok(match reply.append {
             AppendReply::Accepted => AppendEntriesResponse::Success,
             AppendReply::Conflict => AppendEntriesResponse::Conflict,
             AppendReply::HigherVote(vote) => {

@@ -19,8 +19,8 @@ use openraft::{
 };
 
 use super::{
-    Append, AppendReply, BoxStream, Consensus, Election, Envelope, HandOver, Inner, Misdirected,
-    VoteReply, VoteRequest,
+    Append, AppendReply, BoxStream, Consensus, Election, Envelope, HandOver, HeartbeatReply, Inner,
+    Misdirected, VoteReply, VoteRequest,
     raft::{self, TypeConfig},
 };
 use crate::{
@@ -49,6 +49,8 @@ pub enum ReceiveError {
     Busy,
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error("the disk of this server is full")]
+    DiskFull,
     #[error("the server is shutting down")]
     ShuttingDown,
 }
@@ -74,6 +76,8 @@ impl Consensus {
         if request.election != Election::HandOver {
             tokio::time::sleep_until(self.inner.votes_from).await;
         }
+        let space = &self.inner.disk.space;
+        space.admit_vote().map_err(|_| ReceiveError::DiskFull)?;
         let raft = &self.inner.raft;
         let rpc = RaftVoteRequest {
             vote: raft::raft_vote(request.vote),
@@ -92,9 +96,18 @@ impl Consensus {
         })
     }
 
-    pub async fn receive_heartbeat(&self, from: ServerId, request: Append) -> Checked<AppendReply> {
+    pub async fn receive_heartbeat(
+        &self,
+        from: ServerId,
+        request: Append,
+    ) -> Checked<HeartbeatReply> {
         let raft = &self.inner.raft;
         let vote = raft::raft_vote(request.vote);
+        // A new leader's vote is written down.
+        let known = raft.server_metrics().borrow_watched().vote == vote;
+        if !known {
+            self.inner.admit(&request)?;
+        }
         let append = raft.append_entries(raft_append(request, from, self.inner.id)?);
         // The answer of the core waits for what the log is writing. That this server follows, and will vote for
         // nobody else for a while, is true as soon as the core has read the message; a leader whose followers
@@ -119,7 +132,10 @@ impl Consensus {
             AppendEntriesResponse::HigherVote(vote) => AppendReply::HigherVote(raft::vote(&vote)),
         };
         self.inner.heard(reply);
-        Ok(reply)
+        Ok(HeartbeatReply {
+            append: reply,
+            disk: self.inner.disk.state(),
+        })
     }
 
     /// Takes requests as they come and answers each, in order, when it is durable. The first that is
@@ -132,8 +148,12 @@ impl Consensus {
         let own = self.inner.id;
         let failure = Arc::new(Mutex::new(None));
         let failed = failure.clone();
+        let inner = self.inner.clone();
         let requests = requests
-            .map(move |request| raft_append(request, from, own))
+            .map(move |request| {
+                inner.admit(&request)?;
+                raft_append(request, from, own)
+            })
             .scan((), move |(), request| {
                 future::ready(match request {
                     Ok(request) => Some(request),
@@ -185,6 +205,13 @@ impl Consensus {
         });
         let snapshot = received.await.map_err(|_| ReceiveError::ShuttingDown)??;
         self.check_snapshot(&snapshot, vote)?;
+        // It is written once more, under its name; a failure there would be the end of this server.
+        let room = self
+            .inner
+            .disk
+            .space
+            .admit_snapshot(snapshot.size().map_err(SnapshotError::from)?);
+        room.map_err(|_| ReceiveError::DiskFull)?;
         let snapshot = super::machine::raft_snapshot(snapshot).map_err(|_| {
             ReceiveError::Malformed("a snapshot whose members contradict each other")
         })?;
@@ -242,6 +269,20 @@ impl Consensus {
 }
 
 impl Inner {
+    /// Whether the disk has room for it. What it has none for is not begun: the leader tries again, and this
+    /// server is behind until then.
+    fn admit(&self, request: &Append) -> Checked<()> {
+        let bytes = request.entries.iter().map(Entry::size).sum();
+        let admitted = match bytes {
+            0 => self.disk.space.admit_vote(),
+            _ => {
+                let waiting = self.disk.flushes.bytes();
+                self.disk.space.admit_entries(waiting, bytes)
+            }
+        };
+        admitted.map_err(|_| ReceiveError::DiskFull)
+    }
+
     /// Whoever is told of a higher vote leads no more.
     fn heard(&self, reply: AppendReply) {
         if !matches!(reply, AppendReply::HigherVote(_)) {

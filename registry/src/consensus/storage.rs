@@ -14,19 +14,31 @@ use openraft::{
 };
 use tokio::sync::oneshot;
 
-use super::raft::{self, RaftEntryOf, RaftLogId, RaftVote, TypeConfig};
-use crate::log::{LogStore, OnDurable};
+use super::{
+    disk::Flushes,
+    raft::{self, RaftEntryOf, RaftLogId, RaftVote, TypeConfig},
+};
+use crate::log::{Entry, LogStore, OnDurable};
 
 /// What one read takes from the log, in bytes: the size of a replication message, and of the steps
 /// in which a restarting server works through its log.
 const READ_BYTES: usize = 2 << 20;
 
 #[derive(Clone, Debug)]
-pub(super) struct Storage(pub(super) Arc<dyn LogStore>);
+pub(super) struct Storage {
+    pub(super) log: Arc<dyn LogStore>,
+    /// Told of everything that is given to the log.
+    pub(super) flushes: Arc<Flushes>,
+}
 
 impl Storage {
+    pub(super) fn new(log: Arc<dyn LogStore>) -> Storage {
+        let flushes = Arc::default();
+        Storage { log, flushes }
+    }
+
     fn read(&self, range: Range<u64>) -> io::Result<Vec<RaftEntryOf>> {
-        let entries = self.0.read(range, READ_BYTES)?;
+        let entries = self.log.read(range, READ_BYTES)?;
         entries.into_iter().map(raft::raft_entry).collect()
     }
 }
@@ -36,12 +48,12 @@ impl RaftLogReader<TypeConfig> for Storage {
         &mut self,
         range: RB,
     ) -> io::Result<Vec<RaftEntryOf>> {
-        let entries = self.0.read(bounds(&range), usize::MAX)?;
+        let entries = self.log.read(bounds(&range), usize::MAX)?;
         entries.into_iter().map(raft::raft_entry).collect()
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<RaftVote>> {
-        Ok(self.0.vote().map(raft::raft_vote))
+        Ok(self.log.vote().map(raft::raft_vote))
     }
 
     async fn limited_get_log_entries(
@@ -85,7 +97,7 @@ impl RaftLogStorage<TypeConfig> for Storage {
     type LogReader = Storage;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
-        let state = self.0.state();
+        let state = self.log.state();
         Ok(LogState {
             last_purged_log_id: state.purged.map(raft::raft_log_id),
             last_log_id: state.last.map(raft::raft_log_id),
@@ -98,22 +110,25 @@ impl RaftLogStorage<TypeConfig> for Storage {
 
     async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
         let (done, durable) = oneshot::channel();
+        let flush = self.flushes.begin(0);
         let done = OnDurable::new(move |result| {
+            drop(flush);
             // The core waits for it, unless it is being torn down.
             let _ = done.send(result);
         });
-        self.0.save_vote(raft::vote(vote), done)?;
+        self.log.save_vote(raft::vote(vote), done)?;
         durable
             .await
             .unwrap_or_else(|_| Err(io::Error::other("the log dropped a vote")))
     }
 
     async fn save_committed(&mut self, committed: Option<RaftLogId>) -> io::Result<()> {
-        self.0.save_committed(committed.as_ref().map(raft::log_id))
+        self.log
+            .save_committed(committed.as_ref().map(raft::log_id))
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<RaftLogId>> {
-        Ok(self.0.committed().map(raft::raft_log_id))
+        Ok(self.log.committed().map(raft::raft_log_id))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
@@ -121,17 +136,22 @@ impl RaftLogStorage<TypeConfig> for Storage {
         I: IntoIterator<Item = RaftEntryOf> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(raft::entry).collect();
-        let done = OnDurable::new(move |result| callback.io_completed(result));
-        self.0.append(entries, done)
+        let entries: Vec<Entry> = entries.into_iter().map(raft::entry).collect();
+        self.flushes.room().await;
+        let flush = self.flushes.begin(entries.iter().map(Entry::size).sum());
+        let done = OnDurable::new(move |result| {
+            drop(flush);
+            callback.io_completed(result);
+        });
+        self.log.append(entries, done)
     }
 
     async fn truncate_after(&mut self, last: Option<RaftLogId>) -> io::Result<()> {
-        self.0.truncate_after(last.as_ref().map(raft::log_id))
+        self.log.truncate_after(last.as_ref().map(raft::log_id))
     }
 
     async fn purge(&mut self, up_to: RaftLogId) -> io::Result<()> {
-        self.0.purge(raft::log_id(&up_to))
+        self.log.purge(raft::log_id(&up_to))
     }
 }
 

@@ -9,6 +9,7 @@ use std::{fmt, pin::Pin};
 use futures_util::Stream;
 use uuid::Uuid;
 
+use super::DiskState;
 use crate::{
     log::{Entry, LogId, ServerId, Vote},
     snapshot::Snapshot,
@@ -102,6 +103,13 @@ pub enum AppendReply {
     HigherVote(Vote),
 }
 
+/// The answer to a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeartbeatReply {
+    pub append: AppendReply,
+    pub disk: DiskState,
+}
+
 /// The leader asks a follower to take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandOver {
@@ -143,7 +151,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         &self,
         route: Route,
         request: Append,
-    ) -> BoxFuture<'_, Result<AppendReply, TransportError>>;
+    ) -> BoxFuture<'_, Result<HeartbeatReply, TransportError>>;
 
     /// Many requests on their way at once.
     fn append(

@@ -1,6 +1,7 @@
 //! Where the snapshots of a server are.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, Read, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -51,6 +52,16 @@ pub struct SnapshotStore {
     /// Tells temporary files apart.
     serial: AtomicU64,
     stopping: AtomicBool,
+    room: RoomCheck,
+}
+
+/// Asked before so many more bytes are written to the file system: an error says that there is no room.
+struct RoomCheck(Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>);
+
+impl fmt::Debug for RoomCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RoomCheck")
+    }
 }
 
 impl Snapshot {
@@ -64,6 +75,14 @@ impl Snapshot {
 
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
+    }
+
+    /// How many bytes it has.
+    pub fn size(&self) -> io::Result<u64> {
+        match &self.content {
+            Content::Memory(bytes) => Ok(bytes.len() as u64),
+            Content::File(file) => Ok(file.metadata()?.len()),
+        }
     }
 
     /// The bytes, from the start.
@@ -145,7 +164,17 @@ impl SnapshotStore {
             }),
             serial: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            room: RoomCheck(Box::new(|_| Ok(()))),
         }
+    }
+
+    /// Writes no more than `room` allows.
+    pub(crate) fn within(
+        mut self,
+        room: impl Fn(u64) -> io::Result<()> + Send + Sync + 'static,
+    ) -> SnapshotStore {
+        self.room = RoomCheck(Box::new(room));
+        self
     }
 
     /// The newest snapshot.
@@ -211,9 +240,12 @@ impl SnapshotStore {
             .open(&path)?;
         // It has no name from now on, and is gone with the last who reads it.
         fs::remove_file(&path)?;
-        let mut out = BufWriter::with_capacity(BUFFER, file);
+        let mut out = self.buffered(file);
         let meta = verified_copy(input, &mut out)?;
-        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let file = out
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .file;
         let content = Content::File(Arc::new(file));
         Ok(Snapshot { meta, content })
     }
@@ -261,7 +293,7 @@ impl SnapshotStore {
         // Zero-padded, so that names sort as snapshots do.
         let name = format!("{:020}-{term:020}{SUFFIX}", meta.index());
         let temporary = directory.join(format!("{name}.{serial}.tmp"));
-        let filled = fill_file(&temporary, fill);
+        let filled = self.fill_file(&temporary, fill);
         let file = match filled {
             Ok(file) => file,
             Err(error) => {
@@ -280,26 +312,49 @@ impl SnapshotStore {
         Ok(file)
     }
 
+    fn fill_file(
+        &self,
+        path: &Path,
+        fill: impl FnOnce(&mut dyn Write) -> Result<(), SnapshotError>,
+    ) -> Result<File, SnapshotError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        let mut out = self.buffered(file);
+        fill(&mut out)?;
+        let out = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        out.file.sync_all()?;
+        Ok(out.file)
+    }
+
+    fn buffered(&self, file: File) -> BufWriter<Bounded<'_>> {
+        let room = &self.room;
+        BufWriter::with_capacity(BUFFER, Bounded { file, room })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn fill_file(
-    path: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> Result<(), SnapshotError>,
-) -> Result<File, SnapshotError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    let mut out = BufWriter::with_capacity(BUFFER, file);
-    fill(&mut out)?;
-    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(file)
+/// A file that grows as long as there is room.
+struct Bounded<'s> {
+    file: File,
+    room: &'s RoomCheck,
+}
+
+impl Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (self.room.0)(bytes.len() as u64)?;
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Copies what is read, and says of what it is a snapshot once all of it has been found good.

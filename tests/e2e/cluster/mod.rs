@@ -1,6 +1,7 @@
 //! Several servers are one registry: whatever happens to one of them.
 
 mod chaos;
+mod disks;
 pub(crate) mod servers;
 
 use std::{

@@ -90,6 +90,7 @@ pub(super) fn cluster(error: &ClusterError) -> Status {
     match error {
         ClusterError::NoLeader => retry(Code::Unavailable, "NO_LEADER", message),
         ClusterError::Overloaded => retry(Code::ResourceExhausted, "OVERLOADED", message),
+        ClusterError::DiskFull(_) => retry(Code::ResourceExhausted, "DISK_FULL", message),
         ClusterError::OutcomeUnknown(_) => status(Code::Unknown, "OUTCOME_UNKNOWN", message),
         ClusterError::ShuttingDown => shutting_down(),
         ClusterError::Operation(_) => status(Code::FailedPrecondition, "REFUSED", message),

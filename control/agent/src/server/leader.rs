@@ -33,6 +33,7 @@ impl From<CallError> for ClusterError {
             // Nothing was done: there may be another leader in a moment.
             CallError::NotDone(_) | CallError::Refused(_) => ClusterError::NoLeader,
             CallError::Overloaded(_) => ClusterError::Overloaded,
+            CallError::DiskFull(text) => ClusterError::DiskFull(text),
             CallError::TooLarge(text) => ClusterError::TooLarge(text),
             CallError::Unknown(_) => ClusterError::OutcomeUnknown(error.to_string()),
         }

@@ -24,8 +24,8 @@ use tonic::{
 use wharf_proto::server::v1::{self as proto, servers_client::ServersClient};
 use wharf_registry::{
     consensus::{
-        Append, AppendReply, BoxFuture, BoxStream, Envelope, HandOver, Lane, Route, Transport,
-        TransportError, VoteReply, VoteRequest,
+        Append, AppendReply, BoxFuture, BoxStream, Envelope, HandOver, HeartbeatReply, Lane, Route,
+        Transport, TransportError, VoteReply, VoteRequest,
     },
     log::Vote,
     snapshot::Snapshot,
@@ -78,6 +78,8 @@ pub(crate) enum CallError {
     Refused(String),
     #[error("{0}")]
     Overloaded(String),
+    #[error("{0}")]
+    DiskFull(String),
     #[error("{0}")]
     TooLarge(String),
     /// It may have had its effect.
@@ -174,6 +176,7 @@ impl From<Status> for CallError {
             Code::FailedPrecondition | Code::InvalidArgument | Code::NotFound => {
                 CallError::Refused(message)
             }
+            Code::ResourceExhausted if wire::is_disk_full(&status) => CallError::DiskFull(message),
             Code::ResourceExhausted => CallError::Overloaded(message),
             Code::OutOfRange => CallError::TooLarge(message),
             _ => CallError::Unknown(message),
@@ -217,13 +220,12 @@ impl Transport for Peers {
         &self,
         route: Route,
         request: Append,
-    ) -> BoxFuture<'_, Result<AppendReply, TransportError>> {
+    ) -> BoxFuture<'_, Result<HeartbeatReply, TransportError>> {
         Box::pin(async move {
             let request = enveloped(&route.envelope, wire::write_append(request));
             match self.of_route(&route)?.heartbeat(request).await {
-                Ok(reply) => {
-                    wire::read_append_reply(reply.into_inner()).map_err(malformed(&route.address))
-                }
+                Ok(reply) => wire::read_heartbeat_reply(reply.into_inner())
+                    .map_err(malformed(&route.address)),
                 Err(status) => Err(self.transport_error(&route.address, &status)),
             }
         })

@@ -129,6 +129,7 @@ mod tests {
     use uuid::Uuid;
     use wharf_registry::{
         Committed, Replica,
+        consensus::DiskState,
         log::ServerId,
         model::{Node, NodeService},
     };
@@ -168,6 +169,7 @@ mod tests {
             leader: false,
             replicated: None,
             heard: heard.map(Duration::from_secs),
+            disk: DiskState::Fine,
         }
     }
 

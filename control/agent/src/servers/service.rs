@@ -121,6 +121,7 @@ fn receive_status(error: ReceiveError) -> Status {
     match error {
         ReceiveError::Misdirected(error) => Status::failed_precondition(error.to_string()),
         ReceiveError::Malformed(_) => Status::invalid_argument(error.to_string()),
+        ReceiveError::DiskFull => wire::disk_full(error.to_string()),
         ReceiveError::Busy => Status::resource_exhausted(error.to_string()),
         ReceiveError::Snapshot(_) => Status::data_loss(error.to_string()),
         ReceiveError::ShuttingDown => Status::aborted(error.to_string()),
@@ -134,6 +135,7 @@ fn propose_status(error: &ProposeError) -> Status {
             Status::aborted(text)
         }
         ProposeError::Overloaded => Status::resource_exhausted(text),
+        ProposeError::DiskFull(_) => wire::disk_full(text),
         ProposeError::TooLarge { .. } => Status::out_of_range(text),
         ProposeError::OutcomeUnknown => Status::unknown(text),
     }
@@ -204,7 +206,7 @@ impl Servers for Service {
         let request = wire::read_append(request.into_inner())?;
         let reply = self.consensus.receive_heartbeat(from, request).await;
         let reply = reply.map_err(receive_status)?;
-        Ok(Response::new(wire::write_append_reply(reply)))
+        Ok(Response::new(wire::write_heartbeat_reply(reply)))
     }
 
     async fn append(

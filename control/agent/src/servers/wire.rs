@@ -4,13 +4,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tonic::{Status, metadata::MetadataMap};
+use tonic::{
+    Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 use uuid::Uuid;
 use wharf_proto::server::v1 as proto;
 use wharf_registry::{
     consensus::{
-        Append, AppendReply, ClusterId, Election, Envelope, HandOver, Leader, Member, VoteReply,
-        VoteRequest,
+        Append, AppendReply, ClusterId, DiskState, Election, Envelope, HandOver, HeartbeatReply,
+        Leader, Member, VoteReply, VoteRequest,
     },
     log::{Entry, LogId, Server, ServerId, Vote, codec},
 };
@@ -131,10 +134,12 @@ pub(super) fn write_member(member: Member) -> proto::Member {
         heard_ms: member
             .heard
             .map(|heard| u64::try_from(heard.as_millis()).unwrap_or(u64::MAX)),
+        disk: write_disk(member.disk).into(),
     }
 }
 
 pub(crate) fn read_member(member: proto::Member) -> Read<Member> {
+    let disk = read_disk(member.disk());
     let (id, Server { name, address }) = read_server(member.server)?;
     Ok(Member {
         id,
@@ -144,7 +149,26 @@ pub(crate) fn read_member(member: proto::Member) -> Read<Member> {
         leader: member.leader,
         replicated: member.replicated,
         heard: member.heard_ms.map(Duration::from_millis),
+        disk,
     })
+}
+
+// === refusals ===
+
+/// Tells a refusal from others with the same code.
+const REASON: &str = "wharf-reason";
+const DISK_FULL: &str = "disk-full";
+
+pub(super) fn disk_full(message: String) -> Status {
+    let mut status = Status::resource_exhausted(message);
+    let reason = MetadataValue::from_static(DISK_FULL);
+    status.metadata_mut().insert(REASON, reason);
+    status
+}
+
+pub(super) fn is_disk_full(status: &Status) -> bool {
+    let reason = status.metadata().get(REASON);
+    reason.is_some_and(|reason| reason == DISK_FULL)
 }
 
 // === the log ===
@@ -267,6 +291,37 @@ pub(super) fn write_append_reply(reply: AppendReply) -> proto::AppendReply {
     };
     proto::AppendReply {
         outcome: Some(outcome),
+        disk: proto::DiskState::Unspecified.into(),
+    }
+}
+
+pub(super) fn write_heartbeat_reply(reply: HeartbeatReply) -> proto::AppendReply {
+    proto::AppendReply {
+        disk: write_disk(reply.disk).into(),
+        ..write_append_reply(reply.append)
+    }
+}
+
+pub(super) fn read_heartbeat_reply(reply: proto::AppendReply) -> Read<HeartbeatReply> {
+    let disk = read_disk(reply.disk());
+    read_append_reply(reply).map(|append| HeartbeatReply { append, disk })
+}
+
+fn write_disk(disk: DiskState) -> proto::DiskState {
+    match disk {
+        DiskState::Unknown => proto::DiskState::Unspecified,
+        DiskState::Fine => proto::DiskState::Fine,
+        DiskState::Slow => proto::DiskState::Slow,
+        DiskState::Full => proto::DiskState::Full,
+    }
+}
+
+fn read_disk(disk: proto::DiskState) -> DiskState {
+    match disk {
+        proto::DiskState::Unspecified => DiskState::Unknown,
+        proto::DiskState::Fine => DiskState::Fine,
+        proto::DiskState::Slow => DiskState::Slow,
+        proto::DiskState::Full => DiskState::Full,
     }
 }
 

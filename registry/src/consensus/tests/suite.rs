@@ -20,7 +20,7 @@ impl StoreBuilder<TypeConfig, Storage, Machine> for InMemory {
     async fn build(&self) -> Result<((), Storage, Machine), StorageError<TypeConfig>> {
         let snapshots = Snapshots::new(SnapshotStore::in_memory(), SnapshotPolicy::default());
         let (machine, _) = Machine::new(Replica::new(), snapshots);
-        Ok(((), Storage(Arc::new(MemoryLog::new())), machine))
+        Ok(((), Storage::new(Arc::new(MemoryLog::new())), machine))
     }
 }
 
@@ -36,7 +36,7 @@ impl StoreBuilder<TypeConfig, Storage, Machine, tempfile::TempDir> for OnDisk {
         let store = SnapshotStore::open(data_dir.snapshots()).unwrap();
         let snapshots = Snapshots::new(store, SnapshotPolicy::default());
         let (machine, _) = Machine::new(Replica::new(), snapshots);
-        Ok((dir, Storage(Arc::new(log)), machine))
+        Ok((dir, Storage::new(Arc::new(log)), machine))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Several servers.
 
+mod disks;
 mod faults;
 mod net;
 

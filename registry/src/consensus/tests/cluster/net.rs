@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::{StreamExt as _, future};
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
-use super::super::{faults::FaultyLog, *};
+use super::super::{super::disk::Extent, faults::FaultyLog, *};
 use crate::log::Vote;
 
 #[derive(Default)]
@@ -131,7 +131,7 @@ impl Transport for Wire {
         &self,
         route: Route,
         request: Append,
-    ) -> BoxFuture<'_, Result<AppendReply, TransportError>> {
+    ) -> BoxFuture<'_, Result<HeartbeatReply, TransportError>> {
         Box::pin(async move {
             let receiver = self.0.receiver(&route)?;
             let answer = receiver
@@ -189,11 +189,16 @@ impl Transport for Wire {
     }
 }
 
+/// The size of each server's disk, in bytes.
+pub(super) const DISK: u64 = 100 << 30;
+
 /// A server that can be crashed and started again: its log and the name of its cluster stay.
 pub(super) struct Machine {
     pub(super) id: ServerId,
     pub(super) server: Server,
     pub(super) log: Arc<FaultyLog>,
+    /// What is free on its disk, in bytes.
+    pub(super) free: Arc<AtomicU64>,
     identity: Arc<Identity>,
     running: Option<Consensus>,
 }
@@ -246,6 +251,7 @@ impl Cluster {
                 address: address.to_owned(),
             },
             log: Arc::new(FaultyLog::default()),
+            free: Arc::new(AtomicU64::new(DISK)),
             identity: Arc::new(Identity::in_memory(id)),
             running: None,
         });
@@ -266,8 +272,16 @@ impl Cluster {
             snapshots: self.snapshots,
             ..single()
         };
+        let free = machine.free.clone();
+        let extent = move || {
+            Ok(Extent {
+                total: DISK,
+                free: free.load(Ordering::Relaxed),
+            })
+        };
         let opened = Opened {
             identity: machine.identity.clone(),
+            space: Space::with(Some(Box::new(extent))),
             ..Opened::in_memory(machine.id.0, machine.log.clone())
         };
         let raft_config = Arc::new(raft_config(&config).unwrap());

@@ -1,0 +1,312 @@
+//! Who belongs to the cluster: how it is founded, how servers come, return and go.
+//!
+//! ```text
+//! found:  every server of the founding set promises -> one of them writes the first membership
+//! come:   admitted as a learner -> has the log -> voter; whom it replaces goes in the same change
+//! go:     removed by name, or replaced; never so that the rest would be without a majority
+//! ```
+//!
+//! What a leader has to do is worked out from the state again and again ([`steps`], pure), and not
+//! remembered: a new leader finishes what the one before it began.
+
+mod hand_over;
+mod situation;
+mod steps;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use openraft::{
+    ChangeMembers, Raft,
+    errors::{ChangeMembershipError, ClientWriteError, RaftError},
+};
+use tokio::{sync::Mutex, time::Instant};
+
+use self::situation::Situation;
+use super::{
+    ClusterId, Consensus, DiskState, Leader, Misdirected, machine::Machine, raft::TypeConfig,
+};
+use crate::log::{Server, ServerId};
+
+pub(super) use hand_over::look_after_disk;
+pub(super) use steps::look_after_members;
+
+/// How many entries a learner may be behind when it becomes a voter. It gets them in one message.
+const CAUGHT_UP: u64 = 500;
+/// Who was heard of within this time is there. Longer than a stalled disk holds up an acknowledgement,
+/// as a rule, and than any election.
+const ALIVE: Duration = Duration::from_secs(3);
+/// Who was not heard of for this long is dead: a new server may take its vote.
+const DEAD: Duration = Duration::from_secs(10);
+/// How often a leader with learners looks whether they have the log.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a change of the membership may take before the leader looks again.
+const CHANGE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A server of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: ServerId,
+    pub name: String,
+    /// Where it listens to other servers: `host:port`.
+    pub address: String,
+    /// It has a vote; otherwise it is still given the log.
+    pub voter: bool,
+    pub leader: bool,
+    /// As far as the leader knows its log. Only known on the leader.
+    pub replicated: Option<u64>,
+    /// How long ago the leader heard of it. Only known on the leader, zero for itself.
+    pub heard: Option<Duration>,
+    /// What it said of its disk. Only known on the leader.
+    pub disk: DiskState,
+}
+
+impl Member {
+    /// Whether it is there, as far as this server, being the leader, knows.
+    pub fn is_alive(&self) -> bool {
+        self.heard.is_some_and(|ago| ago < ALIVE)
+    }
+}
+
+/// Why the membership was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    #[error("No cluster leader")]
+    NoLeader,
+    #[error("not the leader: that is {}", leader.address)]
+    NotLeader { leader: Leader },
+    #[error(
+        "the name {name} is taken by the server at {address}, which is alive: give each server a name of \
+         its own (-node)"
+    )]
+    NameTaken { name: String, address: String },
+    #[error("no server {0:?} in this cluster")]
+    UnknownServer(String),
+    #[error("{0:?} is the only voter: a cluster needs one")]
+    LastVoter(String),
+    #[error("without {0:?} there would be no majority of servers that are alive")]
+    NoMajority(String),
+    #[error("{0:?} does not have the whole log yet, or is not reachable")]
+    NotReady(String),
+    #[error("another change of the servers is under way: try again")]
+    Busy,
+    #[error("the outcome of the change is unknown: it may or may not have taken place")]
+    OutcomeUnknown,
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a cluster was not founded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FoundError {
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
+    #[error("this server is in a cluster already")]
+    HasLog,
+    #[error("{0}")]
+    Raft(String),
+}
+
+impl Consensus {
+    /// The id under which this server votes.
+    pub fn id(&self) -> ServerId {
+        self.inner.id
+    }
+
+    /// The cluster that this server belongs to, or has promised to be founded into.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.inner.identity.cluster()
+    }
+
+    /// Whether this server is part of a cluster that was founded.
+    pub fn has_log(&self) -> bool {
+        self.inner.log.state().last.is_some()
+    }
+
+    /// Promises to be founded into the cluster of `founder`, and into no other. Durable when it returns.
+    /// Blocks for a moment.
+    pub fn promise(&self, founder: ServerId) -> Result<(), FoundError> {
+        if self.has_log() {
+            return Err(FoundError::HasLog);
+        }
+        Ok(self.inner.identity.adopt(ClusterId(founder.0))?)
+    }
+
+    /// Takes a promise back. The caller knows that the founder has not founded, and never will by this
+    /// promise: it has forgotten it. Blocks for a moment.
+    pub fn withdraw_promise(&self) -> std::io::Result<()> {
+        if self.has_log() {
+            return Ok(());
+        }
+        self.inner.identity.forget()
+    }
+
+    /// Founds a cluster of `servers`, of which this is one. The others have to have promised.
+    pub async fn found(&self, servers: BTreeMap<ServerId, Server>) -> Result<(), FoundError> {
+        self.promise(self.inner.id)?;
+        let founded = self.inner.raft.initialize(servers).await;
+        founded.map_err(|error| FoundError::Raft(error.to_string()))
+    }
+
+    /// Every server of the cluster, this one included.
+    pub fn members(&self) -> Vec<Member> {
+        let situation = Situation::of(&self.inner.raft, self.inner.id);
+        let mut disks = self.inner.peer_disks.lately(ALIVE);
+        disks.insert(self.inner.id, self.inner.disk.state());
+        let current_leader = self
+            .inner
+            .leader
+            .borrow()
+            .as_ref()
+            .map(|leader| leader.node_uuid);
+        let members = situation
+            .membership
+            .servers
+            .iter()
+            .map(|(id, server)| Member {
+                id: *id,
+                name: server.name.clone(),
+                address: server.address.clone(),
+                voter: situation.is_voter(id),
+                leader: current_leader == Some(id.0),
+                replicated: situation.replicated.get(id).copied(),
+                heard: situation.heard.get(id).copied(),
+                disk: match situation.leading {
+                    true => disks.get(id).copied().unwrap_or_default(),
+                    false => DiskState::Unknown,
+                },
+            });
+        members.collect()
+    }
+
+    /// Takes a server into the cluster, or learns that it has moved: to be asked of the leader by the
+    /// server itself. It becomes a voter by itself when it has the log. A server of the same name or at
+    /// the same address that is not alive any more is replaced by it.
+    pub async fn admit(&self, id: ServerId, server: Server) -> Result<(), MembershipError> {
+        self.expect_leader()?;
+        let situation = Situation::of(&self.inner.raft, self.inner.id);
+        let change = match situation.membership.servers.get(&id) {
+            Some(known) if *known == server => return Ok(()),
+            Some(_) => ChangeMembers::SetNodes(BTreeMap::from([(id, server)])),
+            None => {
+                let taken = situation.membership.servers.iter().find(|(other, known)| {
+                    known.name == server.name
+                        && known.address != server.address
+                        && situation.is_alive(other)
+                });
+                if let Some((_, known)) = taken {
+                    return Err(MembershipError::NameTaken {
+                        name: server.name,
+                        address: known.address.clone(),
+                    });
+                }
+                // One that came before under another id and never got so far as to vote.
+                let former = situation.replaced_by(&server);
+                let former = former.filter(|former| !situation.is_voter(former));
+                ChangeMembers::Batch(vec![
+                    ChangeMembers::RemoveNodes(former.collect()),
+                    ChangeMembers::AddNodes(BTreeMap::from([(id, server)])),
+                ])
+            }
+        };
+        self.change(change).await
+    }
+
+    /// Takes a server out of the cluster. The rest must be able to go on without it.
+    pub async fn remove(&self, id: ServerId) -> Result<(), MembershipError> {
+        self.expect_leader()?;
+        let situation = Situation::of(&self.inner.raft, self.inner.id);
+        let Some(server) = situation.membership.servers.get(&id) else {
+            return Err(MembershipError::UnknownServer(id.to_string()));
+        };
+        let name = server.name.clone();
+        if !situation.is_voter(&id) {
+            return self
+                .change(ChangeMembers::RemoveNodes(BTreeSet::from([id])))
+                .await;
+        }
+        let mut left = situation.voters();
+        left.remove(&id);
+        if left.is_empty() {
+            return Err(MembershipError::LastVoter(name));
+        }
+        if !situation.has_live_majority(&left) {
+            return Err(MembershipError::NoMajority(name));
+        }
+        self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])))
+            .await
+    }
+
+    fn expect_leader(&self) -> Result<Leader, MembershipError> {
+        let leader = self.leader().ok_or(MembershipError::NoLeader)?;
+        match leader.node_uuid == self.inner.id.0 {
+            true => Ok(leader),
+            false => Err(MembershipError::NotLeader { leader }),
+        }
+    }
+
+    /// Makes a change, after the one that may be under way.
+    async fn change(&self, change: Change) -> Result<(), MembershipError> {
+        let inner = &self.inner;
+        let deadline = Instant::now() + CHANGE_WITHIN;
+        let failed = loop {
+            match change_membership(&inner.raft, &inner.changing, change.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(Failed::Busy) if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
+                Err(failed) => break failed,
+            }
+        };
+        Err(match failed {
+            Failed::Busy => MembershipError::Busy,
+            Failed::NotLeader => match self.leader() {
+                Some(leader) if leader.node_uuid != inner.id.0 => {
+                    MembershipError::NotLeader { leader }
+                }
+                _ => MembershipError::NoLeader,
+            },
+            Failed::Unknown => MembershipError::OutcomeUnknown,
+            Failed::Stopped => MembershipError::ShuttingDown,
+        })
+    }
+}
+
+type Change = ChangeMembers<ServerId, Server>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    Busy,
+    NotLeader,
+    Unknown,
+    Stopped,
+}
+
+/// Two changes at once would leave each other half done, so they take turns.
+async fn change_membership(
+    raft: &Raft<TypeConfig, Machine>,
+    turn: &Mutex<()>,
+    change: Change,
+) -> Result<(), Failed> {
+    let changed = async {
+        let _turn = turn.lock().await;
+        raft.change_membership(change, false).await
+    };
+    match tokio::time::timeout(CHANGE_WITHIN, changed).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+            Err(Failed::NotLeader)
+        }
+        Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+            ChangeMembershipError::InProgress(_),
+        )))) => Err(Failed::Busy),
+        Ok(Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)))) | Err(_) => {
+            Err(Failed::Unknown)
+        }
+        Ok(Err(RaftError::APIError(error))) => {
+            tracing::warn!(%error, "a change of the servers was refused");
+            Err(Failed::Busy)
+        }
+        Ok(Err(RaftError::Fatal(_))) => Err(Failed::Stopped),
+    }
+}

@@ -1,0 +1,146 @@
+use uuid::Uuid;
+
+use super::{
+    super::{ALIVE, CAUGHT_UP, DEAD},
+    *,
+};
+use crate::log::Membership;
+
+const LAST: u64 = 10_000;
+
+fn id(number: u128) -> ServerId {
+    ServerId(Uuid::from_u128(number))
+}
+
+fn ids<const N: usize>(numbers: [u128; N]) -> BTreeSet<ServerId> {
+    numbers.map(id).into()
+}
+
+fn server(number: u128) -> Server {
+    Server {
+        name: format!("s{number}"),
+        address: format!("10.0.0.{number}:8300"),
+    }
+}
+
+/// Led by server 1; everybody is alive and has the log.
+fn situation<const V: usize, const L: usize>(voters: [u128; V], learners: [u128; L]) -> Situation {
+    let all: Vec<u128> = voters.into_iter().chain(learners).collect();
+    Situation {
+        own: id(1),
+        leading: true,
+        membership: Membership {
+            voters: vec![ids(voters)],
+            servers: all.iter().map(|n| (id(*n), server(*n))).collect(),
+        },
+        last_log: LAST,
+        replicated: all.iter().map(|n| (id(*n), LAST)).collect(),
+        heard: all.iter().map(|n| (id(*n), Duration::ZERO)).collect(),
+        led: Duration::ZERO,
+    }
+}
+
+fn step(situation: &Situation) -> Step {
+    next_step(situation, &server(1))
+}
+
+#[test]
+fn a_settled_cluster_and_a_follower_have_nothing_to_do() {
+    assert_eq!(step(&situation([1, 2, 3], [])), Step::Nothing);
+    let follower = Situation {
+        leading: false,
+        ..situation([1, 2], [3])
+    };
+    assert_eq!(step(&follower), Step::Nothing);
+}
+
+#[test]
+fn a_learner_becomes_a_voter_when_it_has_the_log_and_is_there() {
+    let mut situation = situation([1, 2], [3]);
+    assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 3])));
+    situation.replicated.insert(id(3), LAST - CAUGHT_UP - 1);
+    assert_eq!(step(&situation), Step::Wait);
+    situation.replicated.insert(id(3), LAST);
+    situation.heard.insert(id(3), ALIVE);
+    assert_eq!(step(&situation), Step::Wait);
+    situation.heard.remove(&id(3));
+    assert_eq!(step(&situation), Step::Wait);
+}
+
+#[test]
+fn one_that_returns_without_its_data_takes_its_own_place() {
+    let mut situation = situation([1, 2, 3], [4]);
+    situation.heard.insert(id(3), ALIVE * 2);
+    // At the old address, and under the old name at a new one.
+    for server in [
+        Server {
+            name: "new".into(),
+            ..server(3)
+        },
+        Server {
+            address: "new:1".into(),
+            ..server(3)
+        },
+    ] {
+        situation.membership.servers.insert(id(4), server);
+        assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 4])));
+    }
+}
+
+#[test]
+fn a_new_server_takes_the_place_of_one_that_is_dead() {
+    let mut situation = situation([1, 2, 3], [4]);
+    situation.heard.insert(id(3), DEAD / 2);
+    assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 3, 4])));
+    situation.heard.insert(id(3), DEAD);
+    assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 4])));
+    // A new leader has never heard of it, and gives it time.
+    situation.heard.remove(&id(3));
+    assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 3, 4])));
+    situation.led = DEAD;
+    assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 4])));
+    // By itself nobody is removed.
+    situation.membership.servers.remove(&id(4));
+    assert_eq!(step(&situation), Step::Nothing);
+}
+
+#[test]
+fn a_name_is_not_taken_from_one_that_is_alive() {
+    let mut situation = situation([1, 2, 3], [4]);
+    let named = Server {
+        name: server(3).name,
+        ..server(4)
+    };
+    situation.membership.servers.insert(id(4), named);
+    assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 3, 4])));
+}
+
+#[test]
+fn no_step_leaves_a_cluster_without_a_live_majority() {
+    let mut situation = situation([1, 2], [3]);
+    situation.heard.remove(&id(2));
+    // Two of three.
+    assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 3])));
+    let mut situation = super::tests::situation([1, 2, 3, 5], [4]);
+    situation.heard.remove(&id(2));
+    situation.heard.remove(&id(3));
+    situation.heard.remove(&id(5));
+    assert_eq!(step(&situation), Step::Wait);
+}
+
+#[test]
+fn a_change_that_was_begun_is_finished_first() {
+    let mut situation = situation([1, 2], [3]);
+    situation.membership.voters.push(ids([1, 2, 3]));
+    assert_eq!(step(&situation), Step::Finish);
+}
+
+#[test]
+fn a_leader_that_moved_says_so() {
+    let situation = situation([1, 2, 3], []);
+    let moved = Server {
+        address: "moved:1".into(),
+        ..server(1)
+    };
+    assert_eq!(next_step(&situation, &moved), Step::CorrectOwn);
+}
