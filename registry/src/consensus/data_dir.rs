@@ -80,6 +80,11 @@ impl DataDir {
         };
         make_dir(&dir.log())?;
         make_dir(&dir.snapshots())?;
+        // An fsync of what is in a directory does nothing for the directory's own name. Nor is a name durable
+        // only because it is seen: whoever wrote it may have been killed before its fsync.
+        for path in [dir.root.as_path(), data_dir] {
+            sync_dir(path).map_err(failed(path))?;
+        }
         Ok(dir)
     }
 
@@ -177,7 +182,11 @@ fn write_version(root: &Path, node: Uuid, server: Uuid) -> io::Result<()> {
     write!(file, "{VERSION}\n{node}\n{server}\n")?;
     file.sync_all()?;
     fs::rename(&temporary, root.join("VERSION"))?;
-    File::open(root)?.sync_all()
+    sync_dir(root)
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> DataDirError + use<> {

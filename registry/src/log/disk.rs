@@ -3,7 +3,9 @@
 //! Vote, entries, truncations, purges and the committed id are records of one sequence, so their
 //! order on disk is the order in which they were written. Each record has a checksum. When a log is
 //! opened, a record that was cut short at the very end is what a crash leaves of a write nobody was
-//! told about, and is dropped; anything else that does not verify is damage, and is refused.
+//! told about, and is dropped, and so is a [write with holes](holes); anything else that does not verify is
+//! damage, and is refused. Whatever is shown of a log that was opened is durable: a process that was killed may
+//! have left it in the page cache only.
 //!
 //! Many appends share an fsync (group commit): while one runs, the next ones gather. After a failed
 //! write or fsync the flushing thread stops for good, and whoever waits is told.
@@ -13,8 +15,10 @@
 //! nobody through in between. The process's umask would do it earlier, and reach further: into the
 //! files of every script that a check runs, and the sockets and pid files meant for others.
 
+mod holes;
+
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, Read, Write},
     ops::Range,
     os::unix::fs::PermissionsExt,
@@ -34,6 +38,7 @@ use raft_log::{
     codeq::{Decode, Encode, Span},
 };
 
+use self::holes::Hole;
 use super::{
     Entry, LogId, LogState, LogStore, OnDurable, Payload, Vote,
     codec::{self, CodecError, LOG_ID_LEN, VOTE_LEN},
@@ -72,8 +77,10 @@ impl DiskLogConfig {
 /// A log on disk.
 #[derive(Debug)]
 pub struct DiskLog {
-    /// `None` once closed.
+    /// `None` once closed, or after an error.
     log: Mutex<Option<RaftLog<Stored>>>,
+    /// Up to where the log is known to be durable, in bytes since its beginning.
+    durable: Arc<AtomicU64>,
     chunk_bytes: u64,
     /// Where the newest chunk begins that nobody else may read. Changed under the lock of the log.
     private_from: AtomicU64,
@@ -95,15 +102,25 @@ impl DiskLog {
         settings.wal.flush_batch_wait = Some(config.gather);
         settings.log_cache_capacity = Some(config.cache_bytes);
         settings.log_cache_max_items = Some(CACHE_ENTRIES);
-        let log = RaftLog::open(Arc::new(settings)).map_err(|error| refused(&directory, &error))?;
+        let settings = Arc::new(settings);
+        let opened = RaftLog::open(settings.clone()).or_else(|error| {
+            match holes::mend(&settings.wal, &error)? {
+                Hole::Cut => RaftLog::open(settings),
+                Hole::None => Err(error),
+            }
+        });
+        let log = opened.map_err(|error| refused(&directory, &error))?;
         for file in fs::read_dir(&directory)? {
-            restrict(file?.path())?;
+            let path = file?.path();
+            restrict(&path)?;
+            File::open(&path)?.sync_data()?;
         }
-        let newest = log.stat().open_chunk.global_start;
+        let newest = log.stat().open_chunk;
         Ok(DiskLog {
             log: Mutex::new(Some(log)),
+            durable: Arc::new(AtomicU64::new(newest.global_end)),
             chunk_bytes: config.chunk_bytes as u64,
-            private_from: AtomicU64::new(newest),
+            private_from: AtomicU64::new(newest.global_start),
         })
     }
 
@@ -128,10 +145,26 @@ impl DiskLog {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut RaftLog<Stored>) -> io::Result<T>) -> io::Result<T> {
-        match &mut *self.lock() {
-            Some(log) => act(log),
-            None => Err(io::Error::other("the log is closed")),
+        let mut slot = self.lock();
+        let Some(log) = &mut *slot else {
+            return Err(io::Error::other("the log is closed"));
+        };
+        let done = act(log);
+        if done.is_err() {
+            // What the library has in memory may be more than what it wrote: to go on would acknowledge
+            // records that follow a gap.
+            *slot = None;
         }
+        done
+    }
+
+    /// Who is told when the log is durable up to `end`.
+    fn flushed(&self, end: u64, done: OnDurable) -> Option<Flushed> {
+        Some(Flushed {
+            end,
+            durable: self.durable.clone(),
+            done,
+        })
     }
 }
 
@@ -176,20 +209,24 @@ impl LogStore for DiskLog {
 
     fn save_vote(&self, vote: Vote, done: OnDurable) -> io::Result<()> {
         self.with(|log| {
-            log.save_vote(vote)?;
-            log.flush(true, Some(done))
+            let written = log.save_vote(vote)?;
+            log.flush(true, self.flushed(*written.end(), done))
         })
     }
 
     fn append(&self, entries: Vec<Entry>, done: OnDurable) -> io::Result<()> {
         self.with(|log| {
-            let written = log.append(
-                entries
-                    .into_iter()
-                    .map(|entry| (entry.id, Body(entry.payload))),
-            )?;
+            let durable = self.durable.load(Ordering::Acquire);
+            let records = entries.into_iter().map(|entry| {
+                let body = Body {
+                    payload: entry.payload,
+                    durable,
+                };
+                (entry.id, body)
+            });
+            let written = log.append(records)?;
             self.restrict_new_chunks(log, *written.end())?;
-            log.flush(true, Some(done))
+            log.flush(true, self.flushed(*written.end(), done))
         })
     }
 
@@ -230,7 +267,7 @@ impl LogStore for DiskLog {
             let mut entries = Vec::new();
             let mut bytes = 0usize;
             for entry in log.read(range.start, range.end) {
-                let (id, Body(payload)) = entry?;
+                let (id, Body { payload, .. }) = entry?;
                 let entry = Entry { id, payload };
                 bytes = bytes.saturating_add(entry.size());
                 if !entries.is_empty() && bytes > max_bytes {
@@ -251,7 +288,8 @@ impl LogStore for DiskLog {
             // The receiver below waits for exactly this.
             let _ = done.send(result);
         });
-        log.flush(true, Some(done))?;
+        let end = log.stat().open_chunk.global_end;
+        log.flush(true, self.flushed(end, done))?;
         durable.recv().map_err(io::Error::other)?
         // Dropping the log joins its thread and unlocks the directory.
     }
@@ -265,7 +303,7 @@ impl Types for Stored {
     type LogId = LogId;
     type LogPayload = Body;
     type Vote = Vote;
-    type Callback = OnDurable;
+    type Callback = Flushed;
     /// Not used.
     type UserData = String;
 
@@ -274,45 +312,66 @@ impl Types for Stored {
     }
 
     fn payload_size(body: &Body) -> u64 {
-        body.0.size() as u64
+        body.payload.size() as u64
     }
 }
 
-impl raft_log::Callback for OnDurable {
+/// Told by the flushing thread.
+#[derive(Debug)]
+struct Flushed {
+    end: u64,
+    durable: Arc<AtomicU64>,
+    done: OnDurable,
+}
+
+impl raft_log::Callback for Flushed {
     fn send(self, result: io::Result<()>) {
-        self.call(result);
+        if result.is_ok() {
+            self.durable.fetch_max(self.end, Ordering::Release);
+        }
+        self.done.call(result);
     }
 }
 
-/// A payload as a record holds it: `u32 length, u32 crc32 of the length, bytes`.
+/// A payload as a record holds it: `u32 length, u32 crc32 of the length, u64 durable, bytes`. The highest bit of
+/// the length says that there is `durable`, which the first versions did not write.
 ///
 /// The length has a checksum of its own because the library tells a torn tail from damage by
 /// whether the bytes end early. A length that was flipped in the middle of the file would send the
 /// reader past the end, look torn, and silently cut off every entry after it.
 #[derive(Clone, Debug)]
-struct Body(Payload);
+struct Body {
+    payload: Payload,
+    /// Up to where the log was known to be durable when this was written. See [`holes`].
+    durable: u64,
+}
 
 const MAX_BODY: usize = 1 << 30;
+const HAS_DURABLE: u32 = 1 << 31;
 
 impl Encode for Body {
     fn encode<W: Write>(&self, mut out: W) -> io::Result<usize> {
-        let bytes = codec::encode_payload(&self.0);
-        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-        out.write_all(&len.to_be_bytes())?;
-        out.write_all(&crc32fast::hash(&len.to_be_bytes()).to_be_bytes())?;
+        let bytes = codec::encode_payload(&self.payload);
+        if bytes.len() > MAX_BODY {
+            return Err(io::Error::other("an entry is too large"));
+        }
+        let len = (bytes.len() as u32 | HAS_DURABLE).to_be_bytes();
+        out.write_all(&len)?;
+        out.write_all(&crc32fast::hash(&len).to_be_bytes())?;
+        out.write_all(&self.durable.to_be_bytes())?;
         out.write_all(&bytes)?;
-        Ok(8 + bytes.len())
+        Ok(16 + bytes.len())
     }
 }
 
 impl Decode for Body {
     fn decode<R: Read>(mut input: R) -> io::Result<Body> {
-        let len: [u8; 4] = array(&mut input)?;
-        let crc = u32::from_be_bytes(array(&mut input)?);
-        if crc32fast::hash(&len) != crc {
-            return Err(damaged("the length of an entry has a wrong checksum"));
-        }
-        let len = u32::from_be_bytes(len) as usize;
+        let word = length_word(&mut input)?;
+        let durable = match word & HAS_DURABLE {
+            0 => 0,
+            _ => u64::from_be_bytes(array(&mut input)?),
+        };
+        let len = (word & !HAS_DURABLE) as usize;
         if len > MAX_BODY {
             return Err(damaged("an entry is too large"));
         }
@@ -321,10 +380,19 @@ impl Decode for Body {
         if bytes.len() < len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        codec::decode_payload(Bytes::from(bytes))
-            .map(Body)
-            .map_err(undecodable)
+        let payload = codec::decode_payload(Bytes::from(bytes)).map_err(undecodable)?;
+        Ok(Body { payload, durable })
     }
+}
+
+/// The length of a payload with its bit, once its checksum was found good.
+fn length_word(input: &mut impl Read) -> io::Result<u32> {
+    let word: [u8; 4] = array(input)?;
+    let crc = u32::from_be_bytes(array(input)?);
+    if crc32fast::hash(&word) != crc {
+        return Err(damaged("the length of an entry has a wrong checksum"));
+    }
+    Ok(u32::from_be_bytes(word))
 }
 
 impl Encode for LogId {

@@ -152,6 +152,9 @@ impl SnapshotStore {
         for leftover in names(&directory, ".tmp")? {
             fs::remove_file(leftover)?;
         }
+        // Whoever wrote the newest may have been killed before its name was durable, and the log is going to be
+        // shortened after it.
+        File::open(&directory)?.sync_all()?;
         Ok(SnapshotStore::new(Some(directory), current))
     }
 

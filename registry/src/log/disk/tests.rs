@@ -180,6 +180,81 @@ fn a_flipped_byte_in_the_middle_is_refused_and_said() {
     assert_eq!(open(&dir).unwrap().state().last, Some(id(9)));
 }
 
+fn large(index: u64) -> Entry {
+    Entry {
+        id: id(index),
+        payload: Payload::Command(vec![b'x'; 2000].into()),
+    }
+}
+
+/// Ten large entries, each durable before the next one.
+fn ten_large_entries() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(&dir).unwrap();
+    for index in 0..10 {
+        let (done, durable) = signal();
+        log.append(vec![large(index)], done).unwrap();
+        durable.recv().unwrap().unwrap();
+    }
+    log.close().unwrap();
+    dir
+}
+
+/// The last write reached the disk without its middle: nobody knew of it, so the log ends before it. The same
+/// in the middle of the log is damage.
+#[test]
+fn a_missing_sector_is_cut_off_at_the_end_and_refused_before() {
+    for index in 0..10 {
+        let dir = ten_large_entries();
+        let chunk = chunk(&dir);
+        let record = fs::read(&chunk).unwrap().len() / 10;
+        let sector = (usize::try_from(index).unwrap() * record + record / 2).next_multiple_of(512);
+        let file = fs::OpenOptions::new().write(true).open(&chunk).unwrap();
+        file.write_all_at(&[0; 512], sector as u64).unwrap();
+        match open(&dir) {
+            Ok(log) => {
+                assert!(index >= 8, "entry {index} was vouched for");
+                assert_eq!(log.state().last, Some(id(index - 1)));
+                append(&log, index..index + 1);
+                log.close().unwrap();
+                assert_eq!(open(&dir).unwrap().state().last, Some(id(index)));
+            }
+            Err(error) => {
+                assert!(index < 9, "nobody was told of entry {index}: {error}");
+                assert!(error.to_string().contains("is damaged"), "{error}");
+            }
+        }
+    }
+}
+
+/// The first versions did not write up to where the log was durable.
+#[test]
+fn an_entry_of_the_first_versions_is_read() {
+    let payload = Payload::Command("a command".into());
+    let bytes = codec::encode_payload(&payload);
+    let length = (bytes.len() as u32).to_be_bytes();
+    let mut record = length.to_vec();
+    record.extend(crc32fast::hash(&length).to_be_bytes());
+    record.extend_from_slice(&bytes);
+    let body = Body::decode(&record[..]).unwrap();
+    assert_eq!((body.payload, body.durable), (payload, 0));
+}
+
+#[test]
+fn after_an_error_nothing_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(&dir).unwrap();
+    append(&log, 0..3);
+    let (done, durable) = signal();
+    assert!(log.append(vec![entry(7)], done).is_err(), "there is a gap");
+    assert!(durable.recv().unwrap().is_err());
+    let (done, durable) = signal();
+    assert!(log.append(vec![entry(3)], done).is_err());
+    assert!(durable.recv().unwrap().is_err());
+    drop(log);
+    assert_eq!(open(&dir).unwrap().state().last, Some(id(2)));
+}
+
 #[test]
 fn a_log_has_one_owner() {
     let dir = tempfile::tempdir().unwrap();
