@@ -10,7 +10,9 @@ mod restore;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, NodeService, Str};
+use crate::model::{
+    AutopilotConfig, ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, NodeService, Str,
+};
 
 pub use platform::{
     PlacementRefusal, Plan, PlanOutcome, PlanStop, PlatformCommand, PlatformRefusal,
@@ -28,6 +30,7 @@ pub enum Command {
     Kv(KvCommand),
     Config(ConfigCommand),
     Platform(PlatformCommand),
+    Autopilot(AutopilotCommand),
     Restore(RestoreCommand),
 }
 
@@ -105,6 +108,19 @@ pub enum ConfigCommand {
     CompareAndDelete {
         kind: ConfigEntryKind,
         name: Str,
+        index: u64,
+    },
+}
+
+/// Settings of the autopilot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum AutopilotCommand {
+    Set {
+        config: AutopilotConfig,
+    },
+    /// Sets if they were last modified at `index`; 0: only if there are none.
+    CompareAndSet {
+        config: AutopilotConfig,
         index: u64,
     },
 }

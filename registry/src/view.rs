@@ -10,9 +10,10 @@ use imbl::{OrdMap, ordmap::DiffItem};
 
 use crate::{
     model::{
-        ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Str, fold_name,
+        AutopilotConfig, ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Str, fold_name,
         platform::{Alloc, Job, PlatformNode},
     },
+    snapshot::{SnapshotError, SnapshotMeta, SnapshotWriter},
     state::{
         Indexes, Instance, JobEntry, NodeEntry, PlatformIndexes, Record, Restoring, ServiceEntry,
         State, kv::prefix_range,
@@ -189,6 +190,18 @@ impl View {
         self.state.config.values()
     }
 
+    // === servers ===
+
+    /// The settings of the autopilot; the defaults where nobody has set any.
+    pub fn autopilot(&self) -> Arc<AutopilotConfig> {
+        self.state.autopilot.clone().unwrap_or_default()
+    }
+
+    /// Whether somebody has.
+    pub fn has_autopilot(&self) -> bool {
+        self.state.autopilot.is_some()
+    }
+
     // === platform ===
 
     /// When the answers to whole-table questions about the platform last changed.
@@ -330,6 +343,16 @@ impl View {
     }
 
     // === snapshot ===
+
+    /// The hash of the whole state, and of nothing else: servers that have applied the same log have the same. Takes as
+    /// long as writing a snapshot; blocks.
+    pub fn hash(&self) -> Result<[u8; 32], SnapshotError> {
+        let mut writer = SnapshotWriter::new(std::io::sink(), &SnapshotMeta::default())?;
+        for record in self.records() {
+            writer.push(&record)?;
+        }
+        Ok(writer.finish()?.1.hash)
+    }
 
     /// The whole state as records, in the order of a snapshot.
     pub fn records(&self) -> impl Iterator<Item = Record> + '_ {

@@ -107,6 +107,14 @@ pub trait Operator: Send + Sync {
         &self,
         to: Option<ServerId>,
     ) -> BoxFuture<'_, Result<String, ClusterError>>;
+
+    /// Looks for servers at this place too from now on, if there is one. The only thing that is asked of this
+    /// server, and not of the leader.
+    fn join<'a>(&'a self, place: &'a str) -> BoxFuture<'a, Result<(), ClusterError>> {
+        let _ = place;
+        let error = "this agent finds servers by its configuration (retry_join)";
+        Box::pin(async move { Err(ClusterError::Operation(error.to_owned())) })
+    }
 }
 
 impl dyn Cluster {

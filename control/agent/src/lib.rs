@@ -6,6 +6,7 @@
 pub mod anti_entropy;
 pub mod authz;
 mod banner;
+pub mod calendar;
 pub mod checks;
 pub mod cluster;
 pub mod config;

@@ -166,6 +166,7 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         local.restore();
+        raft::tell_of_recovery(&consensus);
         for ignored in &loaded.ignored_keys {
             tracing::info!(
                 "{} ({}) has no effect: {}",

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use wharf_agent::calendar::civil;
+
 /// Nanoseconds since 1970.
 pub(crate) fn now() -> i64 {
     let since = SystemTime::now()
@@ -24,31 +26,6 @@ pub(crate) fn utc(nanos: i64) -> String {
     let (seconds, millis) = (millis / 1000, millis % 1000);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{millis:03}")
-}
-
-/// The date so many days after 1970-01-01, in the Gregorian calendar: years are counted from a first of March,
-/// so that the leap day is the last of its year.
-fn civil(days: i64) -> (i64, i64, i64) {
-    const DAYS_OF_400_YEARS: i64 = 146_097;
-    // 0000-03-01 was 719,468 days before 1970-01-01.
-    let days = days + 719_468;
-    let (era, day_of_era) = (
-        days.div_euclid(DAYS_OF_400_YEARS),
-        days.rem_euclid(DAYS_OF_400_YEARS),
-    );
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    // March is month 0; months have 30.6 days in groups of five.
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    (year, month, day)
 }
 
 /// How long ago something was, in one unit or two: `3s`, `2m10s`, `5h3m`, `2d4h`.

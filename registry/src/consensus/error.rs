@@ -1,6 +1,6 @@
 //! What can go wrong with consensus, from the caller's side.
 
-use super::{DataDirError, DiskFull, Leader};
+use super::{DataDirError, DiskFull, Leader, RecoveryError};
 use crate::snapshot::SnapshotError;
 
 /// Why a server did not start.
@@ -12,6 +12,8 @@ pub enum StartError {
     Log(std::io::Error),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
     #[error("the settings contradict each other: {0}")]
     Settings(String),
     #[error("the server cannot start: {0}")]

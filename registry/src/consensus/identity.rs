@@ -120,6 +120,15 @@ impl Identity {
         Ok(())
     }
 
+    /// Takes another name, whatever it had.
+    pub(super) fn rename(&self, name: ClusterId) -> Result<(), Misdirected> {
+        let mut cluster = self.lock();
+        self.write(name)
+            .map_err(|error| Misdirected::Disk(error.to_string()))?;
+        *cluster = Some(name);
+        Ok(())
+    }
+
     fn write(&self, cluster: ClusterId) -> io::Result<()> {
         let Some(path) = &self.file else {
             return Ok(());

@@ -26,12 +26,14 @@ mod membership;
 mod network;
 mod raft;
 mod receive;
+mod recovery;
 mod stats;
 mod storage;
 mod supervisor;
 mod transport;
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -75,6 +77,7 @@ pub use identity::Misdirected;
 pub use machine::SnapshotPolicy;
 pub use membership::{FoundError, Member, MembershipError};
 pub use receive::ReceiveError;
+pub use recovery::{Recovered, RecoveryError};
 pub use transport::{
     Append, AppendReply, BoxFuture, BoxStream, ClusterId, Election, Envelope, HandOver,
     HeartbeatReply, Lane, Route, Transport, TransportError, VoteReply, VoteRequest,
@@ -111,11 +114,14 @@ struct Inner {
     contact: Arc<Contact>,
     disk: Disk,
     peer_disks: PeerDisks,
+    /// What this server, being the leader, finds of each.
+    healths: watch::Receiver<BTreeMap<ServerId, membership::Health>>,
     /// A server that restarts votes for nobody before a lease is over that it may have given.
     votes_from: Instant,
     /// The term in which this server, leading alone, was seen to have applied what precedes it.
     settled_term: AtomicU64,
     stopping: Arc<AtomicBool>,
+    recovered: Option<Recovered>,
     /// The supervisor, and who looks after the members.
     tasks: Mutex<Vec<JoinHandle<()>>>,
     data_dir: Mutex<Option<DataDir>>,
@@ -221,7 +227,18 @@ impl Consensus {
             config.on_fatal,
         );
         let changing = Arc::default();
-        let members = membership::look_after_members(raft.clone(), id, own, Arc::clone(&changing));
+        let (found, healths) = watch::channel(BTreeMap::new());
+        let members = membership::look_after_members(membership::Care {
+            raft: raft.clone(),
+            own: id,
+            own_server: own,
+            heartbeat: config.timings.heartbeat,
+            turn: Arc::clone(&changing),
+            registry: registry.clone(),
+            disk: disk.clone(),
+            peer_disks: peer_disks.clone(),
+            healths: found,
+        });
         let watching = membership::look_after_disk(
             raft.clone(),
             id,
@@ -251,15 +268,22 @@ impl Consensus {
             contact,
             disk,
             peer_disks,
+            healths,
             votes_from,
             settled_term: AtomicU64::new(0),
             stopping,
+            recovered: opened.recovered,
             tasks: Mutex::new(tasks),
             data_dir: Mutex::new(opened.data_dir),
         };
         Ok(Consensus {
             inner: Arc::new(inner),
         })
+    }
+
+    /// Whether the start of this server was a recovery: its cluster has the members of a peers file.
+    pub fn recovered(&self) -> Option<&Recovered> {
+        self.inner.recovered.as_ref()
     }
 
     /// The state as far as this server has applied it.
@@ -535,6 +559,7 @@ struct Opened {
     log: Arc<dyn LogStore>,
     snapshots: SnapshotStore,
     space: Arc<Space>,
+    recovered: Option<Recovered>,
     data_dir: Option<DataDir>,
 }
 
@@ -548,6 +573,7 @@ impl Opened {
             log,
             snapshots: SnapshotStore::in_memory(),
             space: Space::in_memory(),
+            recovered: None,
             data_dir: None,
         }
     }
@@ -564,6 +590,11 @@ impl Opened {
         let log = DiskLog::open(DiskLogConfig::new(data_dir.log())).map_err(StartError::Log)?;
         let id = data_dir.server();
         let identity = Identity::open(id, data_dir.root(), log.state().last.is_some())?;
+        let mut snapshots = SnapshotStore::open(data_dir.snapshots())?;
+        let recovered = recovery::recover(data_dir.root(), id, &log, &identity, &snapshots)?;
+        if recovered.is_some() {
+            snapshots = SnapshotStore::open(data_dir.snapshots())?;
+        }
         let space = Space::of(data_dir.root());
         let room = {
             let space = space.clone();
@@ -573,8 +604,9 @@ impl Opened {
             id,
             identity: Arc::new(identity),
             log: Arc::new(log),
-            snapshots: SnapshotStore::open(data_dir.snapshots())?.within(room),
+            snapshots: snapshots.within(room),
             space,
+            recovered,
             data_dir: Some(data_dir),
         })
     }
@@ -635,7 +667,7 @@ async fn found_or_rejoin(
             // One that was taken into another cluster, and has nothing of it yet, founds none.
             let name = ClusterId(id.0);
             identity.adopt(name).map_err(|error| failed(&error))?;
-            let members = std::collections::BTreeMap::from([(id, own.clone())]);
+            let members = BTreeMap::from([(id, own.clone())]);
             raft.initialize(members)
                 .await
                 .map_err(|error| failed(&error))?;

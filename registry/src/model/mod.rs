@@ -4,6 +4,7 @@
 //! body of a command. Stored records are self-describing maps, so a field can be added with a
 //! default and an older record still reads.
 
+mod autopilot;
 mod check;
 mod config_entry;
 mod kv;
@@ -12,6 +13,7 @@ pub mod platform;
 mod proxy;
 mod service;
 
+pub use autopilot::{AutopilotConfig, NegativeDuration};
 pub use check::{CheckDefinition, CheckStatus, HealthCheck, UnknownStatus};
 pub use config_entry::{
     ConfigEntry, ConfigEntryKind, Destination, ProxyDefaults, ServiceDefaults, UnknownKind,

@@ -9,6 +9,7 @@
 //! together with the watch key that wakes the query ([`Touched`]).
 
 mod addresses;
+mod autopilot;
 mod catalog;
 mod config_entry;
 pub(crate) mod kv;
@@ -22,7 +23,7 @@ use imbl::OrdMap;
 
 use crate::{
     command::{Command, Outcome},
-    model::{ConfigEntry, ConfigEntryKind, KvEntry, Str},
+    model::{AutopilotConfig, ConfigEntry, ConfigEntryKind, KvEntry, Str},
     watch::WatchKey,
 };
 
@@ -47,6 +48,8 @@ pub struct State {
     pub(crate) tombstones: OrdMap<Str, kv::Tombstone>,
     pub(crate) config: OrdMap<(ConfigEntryKind, Str), Arc<ConfigEntry>>,
     pub(crate) platform: platform::PlatformState,
+    /// `None` until somebody has set them.
+    pub(crate) autopilot: Option<Arc<AutopilotConfig>>,
     /// The parts of a restore that have come so far.
     pub(crate) restoring: Option<Restoring>,
     /// By how much indexes are above those of the log. A restored state brings larger ones from the log that it was
@@ -134,6 +137,7 @@ impl State {
             Command::Kv(command) => self.apply_kv(index, command, touched),
             Command::Config(command) => self.apply_config(index, command, touched),
             Command::Platform(command) => self.platform.apply(index, command, touched),
+            Command::Autopilot(command) => self.apply_autopilot(index, command),
             Command::Restore(command) => {
                 // It may bring another offset.
                 let outcome = self.apply_restore(log_index, command, touched);

@@ -14,7 +14,8 @@ use super::{
     platform::PlatformRecord,
 };
 use crate::model::{
-    ConfigEntry, HealthCheck, KvEntry, Node, NodeService, Str, fold_name, platform::UnixNanos,
+    AutopilotConfig, ConfigEntry, HealthCheck, KvEntry, Node, NodeService, Str, fold_name,
+    platform::UnixNanos,
 };
 
 /// One row of a table.
@@ -43,6 +44,7 @@ pub enum Record {
     },
     Config(Arc<ConfigEntry>),
     Platform(PlatformRecord),
+    Autopilot(Arc<AutopilotConfig>),
     RestorePart {
         id: Str,
         time: UnixNanos,
@@ -95,6 +97,7 @@ impl Record {
             Record::Tombstone { .. } => 21,
             Record::Config(_) => 30,
             Record::Platform(record) => record.table(),
+            Record::Autopilot(_) => 50,
             Record::RestorePart { .. } => 90,
         }
     }
@@ -115,6 +118,7 @@ impl Record {
             20 => "KV",
             21 => "Tombstone",
             30 => "ConfigEntry",
+            50 => "Autopilot",
             90 => "RestorePart",
             number => PlatformRecord::table_name(number),
         }
@@ -122,7 +126,7 @@ impl Record {
 
     /// Whether this binary knows the table of that number.
     pub fn knows_table(table: u8) -> bool {
-        matches!(table, 1 | 10..=13 | 20 | 21 | 30 | 40..=44 | 90)
+        matches!(table, 1 | 10..=13 | 20 | 21 | 30 | 40..=44 | 50 | 90)
     }
 }
 
@@ -198,6 +202,7 @@ impl State {
             .chain(stones)
             .chain(config_rows)
             .chain(self.platform.records().map(Record::Platform))
+            .chain(self.autopilot.iter().cloned().map(Record::Autopilot))
             .chain(self.restoring.iter().flat_map(Restoring::records))
     }
 
@@ -255,6 +260,7 @@ impl State {
                     .insert((entry.kind(), entry.name().clone()), entry);
             }
             Record::Platform(record) => self.platform.insert(record)?,
+            Record::Autopilot(config) => self.autopilot = Some(config),
             Record::RestorePart { id, time, bytes } => {
                 let restoring = self
                     .restoring

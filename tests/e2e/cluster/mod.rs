@@ -1,7 +1,9 @@
 //! Several servers are one registry: whatever happens to one of them.
 
+mod autopilot;
 mod chaos;
 mod disks;
+mod recovery;
 pub(crate) mod servers;
 
 use std::{
@@ -254,6 +256,102 @@ fn two_clusters_that_meet_stay_two() {
     assert!(two.process.line("is in another cluster", SOON).is_some());
     assert_eq!(two.keys("of/", ""), ["of/2"]);
     one.wait_for_peers(1);
+}
+
+#[test]
+fn servers_that_applied_the_same_have_the_same_hash() {
+    let site = Site::new(&["-hcl=raft_snapshot_threshold = 300"]);
+    let mut servers = site.three();
+    let load = Load::on(&servers);
+    load.wait_for_writes_after(Instant::now(), 400);
+    // One comes back by its snapshot and the rest of the log, and one by what it was sent.
+    let number = servers[2].number;
+    servers.remove(2).kill();
+    load.wait_for_writes_after(Instant::now(), 200);
+    servers.push(site.expecting(number));
+    load.wait_for_writes_after(Instant::now(), 200);
+    let keys = load.stop();
+    assert_everywhere(&servers, "load/", &keys);
+    let mut seen = Vec::new();
+    let same = eventually(SOON, || {
+        seen = servers
+            .iter()
+            .map(|server| server.run(&["operator", "raft", "hash"]).success())
+            .collect();
+        let states: Vec<Vec<&str>> = seen
+            .iter()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        // Only at one index they are to be compared.
+        states.windows(2).all(|pair| pair[0][1] == pair[1][1])
+    });
+    assert!(same, "{seen:?}");
+    let hashes: Vec<&str> = seen
+        .iter()
+        .filter_map(|line| line.split_whitespace().nth(2))
+        .collect();
+    assert!(
+        hashes
+            .iter()
+            .all(|hash| hash.len() == 64 && *hash == hashes[0]),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_server_joins_when_it_is_told_to() {
+    let site = Site::new(&[]);
+    let founder = site.start(1, &["-bootstrap"]);
+    founder.wait_for_peers(1);
+    let lonely = site.start(2, &[]);
+    let nobody = format!("127.0.0.9:{}", site.server_port());
+    let refused = lonely.run(&["join", &nobody]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused
+            .err
+            .contains(&format!("Error joining address '{nobody}'")),
+        "{refused:?}"
+    );
+    assert!(
+        refused.err.contains("Failed to join any nodes."),
+        "{refused:?}"
+    );
+    let none = lonely.run(&["join"]).failure();
+    assert!(
+        none.contains("At least one address to join must be specified."),
+        "{none}"
+    );
+    let itself = lonely
+        .http
+        .put(&format!("/v1/agent/join/{}", site.server_address(2)), "");
+    assert_eq!(itself.status, 500);
+    assert!(
+        itself
+            .text()
+            .starts_with("1 error occurred:\n\t* Failed to join"),
+        "{}",
+        itself.text()
+    );
+
+    let joined = lonely.run(&["join", &nobody, "127.0.0.1"]).success();
+    assert_eq!(
+        joined,
+        "Successfully joined cluster by contacting 1 nodes.\n"
+    );
+    for server in [&founder, &lonely] {
+        server.wait_for_peers(2);
+    }
+    assert!(lonely.put("key", b"value"));
+    // One of another cluster is not to be had.
+    let other = site.start(3, &["-bootstrap"]);
+    other.wait_for_peers(1);
+    let refused = other.run(&["join", "127.0.0.1"]);
+    assert!(
+        refused.err.contains("it is in another cluster"),
+        "{refused:?}"
+    );
+    other.wait_for_peers(1);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use wharf_config::GoDuration;
+use wharf_registry::model::AutopilotConfig;
 
 use super::Secret;
 use super::watch::WatchDefinition;
@@ -52,6 +53,7 @@ pub(super) struct FileConfig {
     pub(super) advertise_addr_wan: Option<String>,
     pub(super) alt_domain: String,
     pub(super) auto_reload_config: bool,
+    pub(super) autopilot: AutopilotConfig,
     pub(super) bind_addr: String,
     pub(super) bootstrap: bool,
     pub(super) bootstrap_expect: i64,
@@ -115,6 +117,7 @@ impl Default for FileConfig {
             advertise_addr_wan: None,
             alt_domain: String::new(),
             auto_reload_config: false,
+            autopilot: AutopilotConfig::default(),
             bind_addr: "0.0.0.0".to_owned(),
             bootstrap: false,
             bootstrap_expect: 0,

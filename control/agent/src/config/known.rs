@@ -10,7 +10,6 @@ pub(super) const NO_WAN: &str = "joining datacenters is not built yet";
 pub(super) const NO_ENTERPRISE: &str = "a feature of Consul Enterprise";
 const NO_PEERING: &str = "cluster peering is not built yet";
 const NO_AUTO_CONFIG: &str = "agents get no certificates from servers yet";
-const NO_AUTOPILOT: &str = "servers are not removed automatically yet";
 const NO_RATE_LIMIT: &str = "request rate limits are not built yet";
 const NO_CA: &str = "the mesh certificate authority is not built yet";
 const NO_ACL: &str = "ACLs are not built yet";
@@ -70,7 +69,6 @@ static IGNORED: &[(&str, &str)] = &[
     ("audit", NO_ENTERPRISE),
     ("auto_config", NO_AUTO_CONFIG),
     ("auto_encrypt", NO_AUTO_CONFIG),
-    ("autopilot", NO_AUTOPILOT),
     ("cache", NO_CACHE),
     ("check_reap_interval", OLD),
     ("cloud", "a service of HashiCorp"),

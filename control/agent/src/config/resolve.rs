@@ -233,6 +233,9 @@ pub(super) fn resolve(
         format!("/{content_path}/")
     };
     let platform = platform(&file.platform, p);
+    if let Err(error) = file.autopilot.check() {
+        p.at("autopilot", format!("autopilot: {error}"));
+    }
     let (telemetry_filter, bad_filters) = telemetry_filter(&file.telemetry);
     for filter in bad_filters {
         p.at(
@@ -317,6 +320,7 @@ pub(super) fn resolve(
             prometheus_retention: file.telemetry.prometheus_retention_time.to_std(),
         },
         platform,
+        autopilot: file.autopilot.clone(),
         reloadable: Reloadable {
             services: file.services,
             checks: file.checks,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 use wharf_config::Node;
-use wharf_registry::model::{ConfigEntry, StrMap};
+use wharf_registry::model::{AutopilotConfig, ConfigEntry, StrMap};
 
 use super::{Listen, Secret, WatchDefinition};
 use crate::definition::{CheckDefinition, ScriptPolicy, ServiceDefinition};
@@ -70,6 +70,8 @@ pub struct RuntimeConfig {
     pub acl_enabled: bool,
     pub telemetry: TelemetryConfig,
     pub platform: PlatformConfig,
+    /// The settings of the autopilot that a new cluster begins with.
+    pub autopilot: AutopilotConfig,
     /// What a reload replaces.
     pub reloadable: Reloadable,
     /// The merged document, to tell at a reload which keys changed. Has secrets in it.

@@ -11,6 +11,7 @@ mod agent_checks;
 mod agent_services;
 mod alloc_logs;
 mod allocations;
+mod autopilot;
 mod blocking;
 mod catalog;
 mod compression;

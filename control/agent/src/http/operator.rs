@@ -53,7 +53,7 @@ impl From<Member> for Server {
     }
 }
 
-fn operator(context: &HttpContext) -> Result<&dyn Operator, HttpError> {
+pub(super) fn operator(context: &HttpContext) -> Result<&dyn Operator, HttpError> {
     let operator = context.cluster.operator();
     operator.ok_or_else(|| HttpError::internal("this agent has no servers to operate on"))
 }
@@ -75,6 +75,34 @@ pub(crate) async fn configuration(
         index,
     };
     response::json(&configuration, context.pretty(&request))
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct StateHash {
+    node: String,
+    /// The place in the log up to which the state is applied.
+    index: u64,
+    hash: String,
+}
+
+/// `/v1/operator/raft/hash`: the hash of this server's own copy of the state. Not one of Consul's. Two servers
+/// that name the same index have to name the same hash.
+pub(crate) async fn hash(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
+    check_datacenter(context, &request)?;
+    request.caller.check(Resource::Operator, Access::Read)?;
+    let view = context.cluster.registry().view();
+    let index = view.log_index();
+    let hash = tokio::task::spawn_blocking(move || view.hash()).await;
+    let failed = |error: &dyn std::fmt::Display| HttpError::internal(error.to_string());
+    let hash = hash.map_err(|error| failed(&error))?;
+    let hash = hash.map_err(|error| failed(&error))?;
+    let state = StateHash {
+        node: context.node.name.to_string(),
+        index,
+        hash: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+    };
+    response::json(&state, context.pretty(&request))
 }
 
 fn server_id(text: &str) -> Result<ServerId, HttpError> {
@@ -140,6 +168,18 @@ pub(crate) async fn transfer_leader(
         leader,
     };
     response::json(&transferred, context.pretty(&request))
+}
+
+/// `/v1/agent/join/<address>`: looks for servers there.
+pub(crate) async fn join(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
+    let agent = Resource::Agent(&context.node.name);
+    request.caller.check(agent, Access::Write)?;
+    if request.query.has("wan") {
+        return Err(HttpError::not_built("joining datacenters"));
+    }
+    let joined = operator(context)?.join(&request.rest).await;
+    joined.map_err(|error| HttpError::internal(format!("1 error occurred:\n\t* {error}\n\n")))?;
+    Ok(response::empty(StatusCode::OK))
 }
 
 /// `/v1/agent/force-leave/<node>`: takes a server that is dead out of the cluster. One that is alive stays, as it

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use tracing::Level;
 
 use super::{
-    HttpContext, agent, agent_checks, agent_services, allocations, catalog, compression,
+    HttpContext, agent, agent_checks, agent_services, allocations, autopilot, catalog, compression,
     config_entries,
     error::HttpError,
     health, images, jobs, kv, operator, platform_nodes,
@@ -52,6 +52,7 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
     "/v1/agent/reload": PUT => agent::reload;
     "/v1/agent/leave": PUT => agent::leave;
     "/v1/agent/force-leave/": PUT => operator::force_leave;
+    "/v1/agent/join/": PUT => operator::join;
     "/v1/agent/maintenance": PUT => agent::maintenance;
     "/v1/agent/services": GET => agent_services::list;
     "/v1/agent/service/": GET => agent_services::get;
@@ -94,7 +95,11 @@ const ENDPOINTS: &[Endpoint] = endpoints! {
     "/v1/platform/nodes": GET => platform_nodes::list;
     "/v1/platform/node/": GET => platform_nodes::get, PUT => platform_nodes::change,
         POST => platform_nodes::change;
+    "/v1/operator/autopilot/configuration": GET => autopilot::configuration, PUT => autopilot::set_configuration;
+    "/v1/operator/autopilot/health": GET => autopilot::health;
+    "/v1/operator/autopilot/state": GET => autopilot::state;
     "/v1/operator/raft/configuration": GET => operator::configuration;
+    "/v1/operator/raft/hash": GET => operator::hash;
     "/v1/operator/raft/peer": DELETE => operator::remove_peer;
     "/v1/operator/raft/transfer-leader": POST => operator::transfer_leader, PUT => operator::transfer_leader;
     "/v1/snapshot": GET => snapshot::save, PUT => snapshot::restore;
@@ -107,7 +112,6 @@ const NOT_BUILT: &[&str] = &[
     "/v1/acl/",
     "/v1/agent/connect/",
     "/v1/agent/host",
-    "/v1/agent/join/",
     "/v1/agent/metrics/stream",
     "/v1/agent/token/",
     "/v1/catalog/connect/",
@@ -120,7 +124,12 @@ const NOT_BUILT: &[&str] = &[
     "/v1/health/connect/",
     "/v1/health/ingress/",
     "/v1/internal/",
-    "/v1/operator/",
+    "/v1/operator/area",
+    "/v1/operator/keyring",
+    "/v1/operator/license",
+    "/v1/operator/segment",
+    "/v1/operator/usage",
+    "/v1/operator/utilization",
     "/v1/peering",
     "/v1/query",
     "/v1/session/",

@@ -718,7 +718,8 @@ async fn bad_registrations_are_refused_with_consuls_texts() {
             "Invalid value for enable",
         ),
         ("reload", "", 500, "bad.hcl:1:1: wrong"),
-        ("join/10.0.0.1", "", 501, "not built yet"),
+        ("join/10.0.0.1", "", 500, "no servers to operate on"),
+        ("join/10.0.0.1?wan=1", "", 501, "not built yet"),
     ];
     for (path, body, status, text) in cases {
         let reply = api.put(&format!("/v1/agent/{path}"), body).await;

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use wharf_registry::{Command, command::ConfigCommand};
+use wharf_registry::{
+    Command,
+    command::{AutopilotCommand, ConfigCommand},
+};
 
 use super::Agent;
 use crate::{
@@ -64,7 +67,22 @@ pub(super) async fn bootstrap_entries(
             () = stop.cancelled() => return,
         }
     }
+    apply_autopilot(&*cluster, &config).await;
     apply_entries(&*cluster, &config).await;
+}
+
+/// Makes the configured settings of the autopilot those of the cluster, if it has none.
+async fn apply_autopilot(cluster: &dyn Cluster, config: &RuntimeConfig) {
+    if !config.server || cluster.registry().view().has_autopilot() {
+        return;
+    }
+    let command = AutopilotCommand::CompareAndSet {
+        config: config.autopilot.clone(),
+        index: 0,
+    };
+    if let Err(error) = cluster.write_if(Command::Autopilot(command)).await {
+        tracing::error!(%error, "the settings of the autopilot are not set: the defaults hold");
+    }
 }
 
 /// Writes the configured entries that do not exist yet: those that do may have been changed since.

@@ -81,6 +81,18 @@ pub(super) fn introduction(
     }
 }
 
+/// There was no log yet when it took place.
+pub(super) fn tell_of_recovery(consensus: &Consensus) {
+    if let Some(recovered) = consensus.recovered() {
+        tracing::warn!(
+            voters = recovered.voters.join(" "),
+            index = recovered.index,
+            "the cluster has the members of raft/peers.json, which is gone now: all of the log counts as agreed, and a \
+             server that the file does not name has to begin with an empty data directory"
+        );
+    }
+}
+
 /// Before a leader ends: another one leads at once, instead of after a timeout.
 pub(super) async fn give_up_leadership(consensus: &Consensus) {
     if !consensus.is_leader() {

@@ -223,4 +223,16 @@ impl Operator for Server {
         };
         Box::pin(self.at_leader(here, there))
     }
+
+    fn join<'a>(&'a self, place: &'a str) -> BoxFuture<'a, Result<(), ClusterError>> {
+        Box::pin(async move {
+            let peers = self.peers.as_ref();
+            let Some(introductions) = peers.and_then(Peers::introductions) else {
+                let error = "this server runs alone: it takes no others (see -dev)";
+                return Err(ClusterError::Operation(error.to_owned()));
+            };
+            let joined = introductions.join_at(place).await;
+            joined.map_err(|error| ClusterError::Operation(error.to_string()))
+        })
+    }
 }

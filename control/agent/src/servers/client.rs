@@ -8,7 +8,7 @@ use std::{
     error::Error as _,
     io::Read as _,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     task::{Context, Poll},
     time::Duration,
 };
@@ -34,6 +34,7 @@ use wharf_registry::{
 use super::{
     MAX_MESSAGE, WINDOW,
     complaints::Complaints,
+    introduction::Introductions,
     wire::{self, Malformed},
 };
 
@@ -63,6 +64,8 @@ pub(crate) struct Peers {
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// Who finds servers, while it does.
+    introductions: OnceLock<Weak<Introductions>>,
     channels: Mutex<HashMap<(String, Traffic), Channel>>,
     complaints: Complaints,
 }
@@ -88,6 +91,15 @@ pub(crate) enum CallError {
 }
 
 impl Peers {
+    pub(super) fn introduced_by(&self, introductions: &Arc<Introductions>) {
+        // There is one for each process.
+        let _ = self.shared.introductions.set(Arc::downgrade(introductions));
+    }
+
+    pub(crate) fn introductions(&self) -> Option<Arc<Introductions>> {
+        self.shared.introductions.get()?.upgrade()
+    }
+
     fn client(
         &self,
         address: &str,

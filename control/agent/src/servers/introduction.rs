@@ -53,7 +53,7 @@ const LEADERLESS_ROUND: Duration = Duration::from_secs(3);
 const MAX_PLACES: usize = 64;
 
 #[derive(Debug)]
-pub(super) struct Introductions {
+pub(crate) struct Introductions {
     consensus: Consensus,
     peers: Peers,
     about: Introduction,
@@ -62,6 +62,31 @@ pub(super) struct Introductions {
     /// Somebody new has greeted us.
     news: Notify,
     complaints: Complaints,
+}
+
+/// Why a place is not joined.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JoinError {
+    #[error("Failed to resolve {place}: {source}")]
+    Unknown {
+        place: String,
+        source: std::io::Error,
+    },
+    #[error("Failed to join {place}: {error}")]
+    NoServer { place: String, error: CallError },
+    #[error("Failed to join {place}: it is of datacenter {theirs:?}, and this server of {ours:?}")]
+    OtherDatacenter {
+        place: String,
+        theirs: String,
+        ours: String,
+    },
+    #[error(
+        "Failed to join {0}: it is in another cluster than this server. Two clusters do not become one; to move this \
+         server, empty its data directory"
+    )]
+    OtherCluster(String),
+    #[error("Failed to join {0}: that is this server itself")]
+    Itself(String),
 }
 
 #[derive(Debug, Default)]
@@ -140,6 +165,42 @@ impl Introductions {
             drop(inner);
             self.news.notify_one();
         }
+    }
+
+    /// Looks for servers at this place too, if there is one that this server could be with.
+    pub(crate) async fn join_at(&self, place: &str) -> Result<(), JoinError> {
+        let name = || place.to_owned();
+        let found = tokio::net::lookup_host(with_port(place, self.about.default_port)).await;
+        let found = found.and_then(|mut found| {
+            let none = || std::io::Error::other("no address");
+            found.next().ok_or_else(none)
+        });
+        let found = found.map_err(|source| JoinError::Unknown {
+            place: name(),
+            source,
+        })?;
+        let address = found.to_string();
+        let met = self.greet(&address).await;
+        let met = met.map_err(|error| JoinError::NoServer {
+            place: name(),
+            error,
+        })?;
+        if met.id == self.consensus.id() {
+            return Err(JoinError::Itself(name()));
+        }
+        if met.datacenter != self.about.datacenter {
+            return Err(JoinError::OtherDatacenter {
+                place: name(),
+                theirs: met.datacenter,
+                ours: self.about.datacenter.clone(),
+            });
+        }
+        let both_founded = met.founded && self.consensus.has_log();
+        if both_founded && met.cluster != self.consensus.cluster() {
+            return Err(JoinError::OtherCluster(name()));
+        }
+        self.hear_of(&address);
+        Ok(())
     }
 
     /// Promises this server to a founder, if it is free. Blocks for a moment.

@@ -66,7 +66,9 @@ pub(crate) fn start(
     introduction: Introduction,
 ) -> Running {
     let stop = CancellationToken::new();
-    let introductions = Arc::new(Introductions::new(consensus.clone(), peers, introduction));
+    let introductions = Introductions::new(consensus.clone(), peers.clone(), introduction);
+    let introductions = Arc::new(introductions);
+    peers.introduced_by(&introductions);
     let service = Service {
         consensus,
         introductions: introductions.clone(),

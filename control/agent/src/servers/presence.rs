@@ -170,6 +170,8 @@ mod tests {
             replicated: None,
             heard: heard.map(Duration::from_secs),
             disk: DiskState::Fine,
+            healthy: None,
+            stable_for: None,
         }
     }
 

@@ -135,6 +135,10 @@ pub(super) fn write_member(member: Member) -> proto::Member {
             .heard
             .map(|heard| u64::try_from(heard.as_millis()).unwrap_or(u64::MAX)),
         disk: write_disk(member.disk).into(),
+        healthy: member.healthy,
+        stable_ms: member
+            .stable_for
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     }
 }
 
@@ -150,6 +154,8 @@ pub(crate) fn read_member(member: proto::Member) -> Read<Member> {
         replicated: member.replicated,
         heard: member.heard_ms.map(Duration::from_millis),
         disk,
+        healthy: member.healthy,
+        stable_for: member.stable_ms.map(Duration::from_millis),
     })
 }
 

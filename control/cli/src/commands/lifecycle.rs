@@ -39,6 +39,44 @@ pub(super) async fn leave(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result
     shell.line("Graceful leave complete")
 }
 
+pub(super) fn join_command() -> Command {
+    client_command("join", "Have a server look for others at these addresses")
+        .args([
+            argument("ADDRESS").num_args(0..),
+            switch("wan", "Join another datacenter, which is not built yet"),
+        ])
+        .long_about("Until it restarts: what is to last belongs into retry_join.")
+        .after_help("  $ wharf join 10.0.0.2\n  $ wharf join 10.0.0.2:8300 10.0.0.3:8300")
+}
+
+pub(super) async fn join(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
+    let addresses = matches.texts("ADDRESS");
+    if addresses.is_empty() {
+        return Err(Failure::new(
+            "At least one address to join must be specified.",
+        ));
+    }
+    let mut joined = 0;
+    for address in addresses {
+        let mut request = Request::put(format!("/v1/agent/join/{}", segment(address)));
+        if matches.on("wan") {
+            request = request.mark("wan");
+        }
+        match shell.client(matches)?.fetch(request).await {
+            Ok(_) => joined += 1,
+            Err(error) => {
+                shell.note(format_args!("Error joining address '{address}': {error}"));
+            }
+        }
+    }
+    match joined {
+        0 => Err(Failure::new("Failed to join any nodes.")),
+        _ => shell.line(format_args!(
+            "Successfully joined cluster by contacting {joined} nodes."
+        )),
+    }
+}
+
 pub(super) fn force_leave_command() -> Command {
     client_command("force-leave", "Take a server that is dead out of the cluster")
         .args([

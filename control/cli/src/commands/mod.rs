@@ -2,6 +2,7 @@
 
 mod agent;
 mod alloc;
+mod autopilot;
 mod catalog;
 mod config;
 mod connect;
@@ -37,6 +38,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
             "snapshot",
             "maint",
             "reload",
+            "join",
             "leave",
             "force-leave",
             "operator",
@@ -77,6 +79,7 @@ pub(crate) fn tree() -> Command {
             snapshot::command(),
             maint::command(),
             lifecycle::reload_command(),
+            lifecycle::join_command(),
             lifecycle::leave_command(),
             lifecycle::force_leave_command(),
             operator::command(),
@@ -116,6 +119,8 @@ pub(crate) fn run(
         ["maint"] => block_on(maint::run(matches, shell)),
         ["reload"] => block_on(lifecycle::reload(matches, shell)),
         ["operator", "raft", verb] => block_on(operator::raft(verb, matches, shell)),
+        ["operator", "autopilot", verb] => block_on(autopilot::run(verb, matches, shell)),
+        ["join"] => block_on(lifecycle::join(matches, shell)),
         ["leave"] => block_on(lifecycle::leave(matches, shell)),
         ["force-leave"] => block_on(lifecycle::force_leave(matches, shell)),
         _ => Err(Failure::new(format!(

@@ -1,4 +1,4 @@
-//! `operator raft`: the servers of the cluster, for who operates it.
+//! `operator`, and `operator raft`: the servers of the cluster, for who operates it.
 
 use clap::{ArgMatches, Command};
 use serde::{Deserialize, Serialize};
@@ -16,14 +16,22 @@ pub(super) fn command() -> Command {
     Command::new("operator")
         .about("Look after the servers of the cluster")
         .group_help("  $ wharf operator raft list-peers")
-        .subcommands([Command::new("raft")
-            .about("The servers that hold the state")
-            .group_help(
-                "  $ wharf operator raft list-peers
+        .subcommands([
+            Command::new("raft")
+                .about("The servers that hold the state")
+                .group_help(
+                    "  $ wharf operator raft list-peers
   $ wharf operator raft transfer-leader
   $ wharf operator raft remove-peer -address=10.0.0.3:8300",
-            )
-            .subcommands([list_command(), remove_command(), transfer_command()])])
+                )
+                .subcommands([
+                    list_command(),
+                    remove_command(),
+                    transfer_command(),
+                    hash_command(),
+                ]),
+            super::autopilot::command(),
+        ])
 }
 
 pub(super) async fn raft(
@@ -33,6 +41,7 @@ pub(super) async fn raft(
 ) -> Result<(), Failure> {
     match verb {
         "remove-peer" => remove(matches, shell).await,
+        "hash" => hash(matches, shell).await,
         "transfer-leader" => transfer(matches, shell).await,
         _ => list(matches, shell).await,
     }
@@ -72,6 +81,34 @@ fn transfer_command() -> Command {
             "The server of this id; without it, the one that has most of the log",
         ))
         .after_help("  $ wharf operator raft transfer-leader")
+}
+
+fn hash_command() -> Command {
+    client_command("hash", "Show the hash of a server's copy of the state")
+        .arg(Format::flag())
+        .long_about("Servers that name the same index name the same hash, or are not the same registry any more.")
+        .after_help("  $ wharf operator raft hash -http-addr=10.0.0.1:8500")
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct StateHash {
+    node: String,
+    index: u64,
+    hash: String,
+}
+
+async fn hash(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
+    let state: StateHash = shell
+        .client(matches)?
+        .fetch_json(Request::get("/v1/operator/raft/hash"))
+        .await
+        .map_err(|error| error.while_("Error getting the hash"))?;
+    if Format::of(matches) == Format::Json {
+        return shell.object(&state);
+    }
+    let StateHash { node, index, hash } = state;
+    shell.line(format_args!("{node}  {index}  {hash}"))
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -9,13 +9,12 @@ pub(crate) fn is_unbuilt(path: &[&str]) -> bool {
     }
 }
 
-const TOP: [&str; 18] = [
+const TOP: [&str; 17] = [
     "acl",
     "debug",
     "event",
     "exec",
     "intention",
-    "join",
     "keyring",
     "license",
     "lock",
@@ -30,13 +29,12 @@ const TOP: [&str; 18] = [
     "troubleshoot",
 ];
 
-const BELOW: [(&str, &str); 11] = [
+const BELOW: [(&str, &str); 10] = [
     ("connect", "ca"),
     ("connect", "envoy"),
     ("connect", "expose"),
     ("connect", "redirect-traffic"),
     ("operator", "area"),
-    ("operator", "autopilot"),
     ("operator", "usage"),
     ("operator", "utilization"),
     ("services", "export"),

@@ -55,7 +55,7 @@ impl Consensus {
 impl Situation {
     /// Whether this server could be given the leadership of another.
     fn can_lead(&self, id: &ServerId) -> bool {
-        *id != self.own && self.is_voter(id) && self.is_alive(id) && self.has_log(id)
+        *id != self.own && self.is_voter(id) && self.is_ready(id)
     }
 }
 
@@ -176,7 +176,7 @@ mod tests {
             last_log: 9_000,
             replicated: all.iter().map(|id| (*id, 9_000)).collect(),
             heard: all.iter().map(|id| (*id, Duration::ZERO)).collect(),
-            led: Duration::ZERO,
+            ..Situation::default()
         };
         situation.replicated.insert(id(2), 8_999);
         let mut disks: BTreeMap<_, _> = all.iter().map(|id| (*id, DiskState::Fine)).collect();

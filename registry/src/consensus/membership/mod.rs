@@ -10,6 +10,7 @@
 //! remembered: a new leader finishes what the one before it began.
 
 mod hand_over;
+mod health;
 mod situation;
 mod steps;
 
@@ -31,7 +32,8 @@ use super::{
 use crate::log::{Server, ServerId};
 
 pub(super) use hand_over::look_after_disk;
-pub(super) use steps::look_after_members;
+pub(super) use health::Health;
+pub(super) use steps::{Care, look_after_members};
 
 /// How many entries a learner may be behind when it becomes a voter. It gets them in one message.
 const CAUGHT_UP: u64 = 500;
@@ -61,6 +63,10 @@ pub struct Member {
     pub heard: Option<Duration>,
     /// What it said of its disk. Only known on the leader.
     pub disk: DiskState,
+    /// Whether it is in order, by the settings of the autopilot. Only known on the leader.
+    pub healthy: Option<bool>,
+    /// Since how long that is so. Only known on the leader.
+    pub stable_for: Option<Duration>,
 }
 
 impl Member {
@@ -155,6 +161,7 @@ impl Consensus {
         let situation = Situation::of(&self.inner.raft, self.inner.id);
         let mut disks = self.inner.peer_disks.lately(ALIVE);
         disks.insert(self.inner.id, self.inner.disk.state());
+        let healths = self.inner.healths.borrow().clone();
         let current_leader = self
             .inner
             .leader
@@ -177,6 +184,8 @@ impl Consensus {
                     true => disks.get(id).copied().unwrap_or_default(),
                     false => DiskState::Unknown,
                 },
+                healthy: healths.get(id).map(|health| health.healthy),
+                stable_for: healths.get(id).map(|health| health.since.elapsed()),
             });
         members.collect()
     }

@@ -25,8 +25,12 @@ pub(super) struct Situation {
     pub(super) last_log: u64,
     pub(super) replicated: BTreeMap<ServerId, u64>,
     pub(super) heard: BTreeMap<ServerId, Duration>,
-    /// How long this server has led: whom it never heard was silent for as long.
+    /// How long this server has led.
     pub(super) led: Duration,
+    /// For how long it has known each server: whom it never heard was silent for as long.
+    pub(super) known_for: BTreeMap<ServerId, Duration>,
+    /// For how long each server has been there with the log.
+    pub(super) ready_for: BTreeMap<ServerId, Duration>,
 }
 
 impl Situation {
@@ -71,7 +75,8 @@ impl Situation {
     }
 
     pub(super) fn silence(&self, id: &ServerId) -> Duration {
-        self.heard.get(id).copied().unwrap_or(self.led)
+        let heard = self.heard.get(id).or_else(|| self.known_for.get(id));
+        heard.copied().unwrap_or_default()
     }
 
     /// The voter that is dead for longest.
@@ -85,6 +90,11 @@ impl Situation {
     pub(super) fn has_log(&self, id: &ServerId) -> bool {
         let replicated = self.replicated.get(id);
         replicated.is_some_and(|at| at + CAUGHT_UP >= self.last_log)
+    }
+
+    /// Whether it could do with a vote what a voter has to.
+    pub(super) fn is_ready(&self, id: &ServerId) -> bool {
+        self.is_alive(id) && self.has_log(id)
     }
 
     pub(super) fn has_live_majority(&self, voters: &BTreeSet<ServerId>) -> bool {

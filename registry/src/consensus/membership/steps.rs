@@ -7,13 +7,29 @@ use std::{
 };
 
 use openraft::{ChangeMembers, Raft, async_runtime::watch::WatchReceiver as _};
-use tokio::{sync::Mutex, time::Instant};
-
-use super::{Failed, LOOK, change_membership, situation::Situation};
-use crate::{
-    consensus::{machine::Machine, raft::TypeConfig},
-    log::{Server, ServerId},
+use tokio::{
+    sync::{Mutex, watch},
+    time::Instant,
 };
+
+use super::{
+    ALIVE, DEAD, DiskState, Failed, LOOK, change_membership,
+    health::{Bounds, Health, Healths},
+    situation::Situation,
+};
+use crate::{
+    consensus::{
+        disk::{Disk, PeerDisks},
+        machine::Machine,
+        raft::TypeConfig,
+    },
+    log::{Server, ServerId},
+    model::AutopilotConfig,
+    replica::Registry,
+};
+
+/// How often a leader without learners looks how its servers are.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What a leader does next about its members.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,9 +43,68 @@ enum Step {
     CorrectOwn,
     /// These are the voters.
     SetVoters(BTreeSet<ServerId>),
+    /// This server is dead, and the rest is better off without it.
+    Remove(ServerId),
 }
 
-fn next_step(situation: &Situation, own_server: &Server) -> Step {
+/// What the settings of the autopilot mean for the steps.
+#[derive(Clone, Copy, Debug)]
+struct Policy {
+    cleanup: bool,
+    min_quorum: usize,
+    stabilization: Duration,
+}
+
+impl Policy {
+    fn of(config: &AutopilotConfig) -> Policy {
+        Policy {
+            cleanup: config.cleanup_dead_servers,
+            min_quorum: usize::try_from(config.min_quorum).unwrap_or(usize::MAX),
+            stabilization: config.server_stabilization_time.into(),
+        }
+    }
+
+    /// How long a server has to be ready before it gets a vote, from a leader that has led for `led`. A new leader
+    /// could not have seen it for longer than that, and a new cluster is to be complete at once.
+    fn probation(&self, led: Duration) -> Duration {
+        match led < self.stabilization.mul_f64(1.1) {
+            true => Duration::ZERO,
+            false => self.stabilization,
+        }
+    }
+
+    /// How long a server has to be dead to be taken out without another one in its place. Longer than most restarts
+    /// of a machine: who comes back before has its vote at once.
+    fn dead_for_good(&self) -> Duration {
+        DEAD.max(self.stabilization * 3)
+    }
+}
+
+/// The server that is to be taken out because it is dead, one at a time. Never when a majority is dead: that more likely
+/// says something about this server, or its network.
+fn to_clean_up(situation: &Situation, policy: &Policy) -> Option<ServerId> {
+    if !policy.cleanup {
+        return None;
+    }
+    let dead =
+        |id: &ServerId| *id != situation.own && situation.silence(id) >= policy.dead_for_good();
+    let mut servers = situation.membership.servers.keys();
+    // Nothing depends on one without a vote.
+    if let Some(learner) = servers.find(|id| !situation.is_voter(id) && dead(id)) {
+        return Some(*learner);
+    }
+    let voters = situation.voters();
+    let gone: BTreeSet<ServerId> = voters.iter().copied().filter(dead).collect();
+    if gone.len() > voters.len().saturating_sub(1) / 2 {
+        return None;
+    }
+    let longest = gone.into_iter().max_by_key(|id| situation.silence(id))?;
+    let mut left = voters;
+    left.remove(&longest);
+    (left.len() >= policy.min_quorum && situation.has_live_majority(&left)).then_some(longest)
+}
+
+fn next_step(situation: &Situation, own_server: &Server, policy: &Policy) -> Step {
     if !situation.leading {
         return Step::Nothing;
     }
@@ -47,11 +122,14 @@ fn next_step(situation: &Situation, own_server: &Server) -> Step {
         .iter()
         .filter(|(id, _)| !situation.is_voter(id))
         .peekable();
-    if learners.peek().is_none() {
-        return Step::Nothing;
-    }
+    let otherwise = match learners.peek() {
+        None => Step::Nothing,
+        Some(_) => Step::Wait,
+    };
     for (id, server) in learners {
-        if !situation.is_alive(id) || !situation.has_log(id) {
+        let ready_for = situation.ready_for.get(id);
+        let probation = policy.probation(situation.led);
+        if !situation.is_ready(id) || ready_for.is_none_or(|time| *time < probation) {
             continue;
         }
         let before = situation.voters();
@@ -64,7 +142,8 @@ fn next_step(situation: &Situation, own_server: &Server) -> Step {
         }
         // A server under another name and at another address comes in place of one that is dead: else the dead
         // would count, and more and more living ones be needed for a majority.
-        if voters.len() == before.len()
+        if policy.cleanup
+            && voters.len() == before.len()
             && let Some(dead) = situation.dead_voter()
         {
             voters.remove(&dead);
@@ -74,29 +153,68 @@ fn next_step(situation: &Situation, own_server: &Server) -> Step {
             return Step::SetVoters(voters);
         }
     }
-    Step::Wait
+    match to_clean_up(situation, policy) {
+        Some(dead) => Step::Remove(dead),
+        None => otherwise,
+    }
+}
+
+/// What looking after the members takes.
+pub(in super::super) struct Care {
+    pub(in super::super) raft: Raft<TypeConfig, Machine>,
+    pub(in super::super) own: ServerId,
+    pub(in super::super) own_server: Server,
+    pub(in super::super) heartbeat: Duration,
+    pub(in super::super) turn: Arc<Mutex<()>>,
+    /// Where the settings of the autopilot are.
+    pub(in super::super) registry: Registry,
+    pub(in super::super) disk: Disk,
+    pub(in super::super) peer_disks: PeerDisks,
+    /// Told what is found.
+    pub(in super::super) healths: watch::Sender<BTreeMap<ServerId, Health>>,
+}
+
+impl Care {
+    fn disks(&self) -> BTreeMap<ServerId, DiskState> {
+        let mut disks = self.peer_disks.lately(ALIVE);
+        disks.insert(self.own, self.disk.state());
+        disks
+    }
 }
 
 /// Looks after the members for as long as this server runs.
-pub(in super::super) async fn look_after_members(
-    raft: Raft<TypeConfig, Machine>,
-    own: ServerId,
-    own_server: Server,
-    turn: Arc<Mutex<()>>,
-) {
+pub(in super::super) async fn look_after_members(care: Care) {
+    let Care {
+        raft,
+        own,
+        own_server,
+        turn,
+        ..
+    } = &care;
     let mut metrics = raft.server_metrics();
     let mut leading_since = None;
+    let mut healths = Healths::default();
     loop {
-        let mut situation = Situation::of(&raft, own);
+        let mut situation = Situation::of(raft, *own);
         leading_since = match situation.leading {
             true => leading_since.or_else(|| Some(Instant::now())),
             false => None,
         };
         situation.led = leading_since.map_or(Duration::ZERO, |since| since.elapsed());
-        let step = next_step(&situation, &own_server);
+        let config = care.registry.view().autopilot();
+        let bounds = Bounds::new(&config, care.heartbeat);
+        healths.observe(&situation, &care.disks(), bounds);
+        care.healths.send_replace(healths.all.clone());
+        healths.complete(&mut situation);
+        let step = next_step(&situation, own_server, &Policy::of(&config));
         let change = match step {
             Step::Nothing => {
-                if metrics.changed().await.is_err() {
+                // Time alone changes what a leader finds.
+                let changed = match situation.leading {
+                    true => tokio::time::timeout(LOOK_AGAIN, metrics.changed()).await,
+                    false => Ok(metrics.changed().await),
+                };
+                if let Ok(Err(_)) = changed {
                     return;
                 }
                 continue;
@@ -107,17 +225,27 @@ pub(in super::super) async fn look_after_members(
             }
             Step::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
             Step::CorrectOwn => {
-                ChangeMembers::SetNodes(BTreeMap::from([(own, own_server.clone())]))
+                ChangeMembers::SetNodes(BTreeMap::from([(*own, own_server.clone())]))
             }
             Step::SetVoters(ref voters) => ChangeMembers::ReplaceAllVoters(voters.clone()),
+            Step::Remove(dead) if situation.is_voter(&dead) => {
+                ChangeMembers::RemoveVoters(BTreeSet::from([dead]))
+            }
+            Step::Remove(dead) => ChangeMembers::RemoveNodes(BTreeSet::from([dead])),
         };
-        match change_membership(&raft, &turn, change).await {
-            Ok(()) => {
-                if let Step::SetVoters(voters) = step {
+        match change_membership(raft, turn, change).await {
+            Ok(()) => match step {
+                Step::SetVoters(voters) => {
                     let names: Vec<String> = voters.iter().map(|id| situation.name(id)).collect();
                     tracing::info!(voters = names.join(" "), "the voters have changed");
                 }
-            }
+                Step::Remove(dead) => {
+                    let name = situation.name(&dead);
+                    let silence = situation.silence(&dead).as_secs();
+                    tracing::warn!(name, silence, "a dead server is taken out of the cluster");
+                }
+                _ => {}
+            },
             Err(Failed::Stopped) => return,
             Err(error) => {
                 tracing::debug!(?error, "the membership is to be changed, and is not yet");

@@ -36,12 +36,18 @@ fn situation<const V: usize, const L: usize>(voters: [u128; V], learners: [u128;
         last_log: LAST,
         replicated: all.iter().map(|n| (id(*n), LAST)).collect(),
         heard: all.iter().map(|n| (id(*n), Duration::ZERO)).collect(),
+        ready_for: all.iter().map(|n| (id(*n), Duration::ZERO)).collect(),
         led: Duration::ZERO,
+        known_for: BTreeMap::new(),
     }
 }
 
 fn step(situation: &Situation) -> Step {
-    next_step(situation, &server(1))
+    next_step(
+        situation,
+        &server(1),
+        &Policy::of(&AutopilotConfig::default()),
+    )
 }
 
 #[test]
@@ -97,9 +103,9 @@ fn a_new_server_takes_the_place_of_one_that_is_dead() {
     // A new leader has never heard of it, and gives it time.
     situation.heard.remove(&id(3));
     assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 3, 4])));
-    situation.led = DEAD;
+    situation.known_for.insert(id(3), DEAD);
     assert_eq!(step(&situation), Step::SetVoters(ids([1, 2, 4])));
-    // By itself nobody is removed.
+    // By itself nobody is removed so soon.
     situation.membership.servers.remove(&id(4));
     assert_eq!(step(&situation), Step::Nothing);
 }
@@ -142,5 +148,98 @@ fn a_leader_that_moved_says_so() {
         address: "moved:1".into(),
         ..server(1)
     };
-    assert_eq!(next_step(&situation, &moved), Step::CorrectOwn);
+    assert_eq!(
+        next_step(&situation, &moved, &Policy::of(&AutopilotConfig::default())),
+        Step::CorrectOwn
+    );
+}
+
+fn policy() -> Policy {
+    Policy::of(&AutopilotConfig::default())
+}
+
+#[test]
+fn a_learner_has_to_be_stable_where_the_leader_has_seen_it_for_long_enough() {
+    let mut situation = situation([1, 2], [3]);
+    situation.led = policy().stabilization * 2;
+    for (ready_for, expected) in [
+        (None, Step::Wait),
+        (Some(9), Step::Wait),
+        (Some(10), Step::SetVoters(ids([1, 2, 3]))),
+    ] {
+        situation.ready_for.remove(&id(3));
+        let ready_for = ready_for.map(Duration::from_secs);
+        situation
+            .ready_for
+            .extend(ready_for.map(|time| (id(3), time)));
+        assert_eq!(step(&situation), expected);
+    }
+}
+
+#[test]
+fn the_dead_are_taken_out_as_long_as_they_are_a_minority() {
+    let dead = policy().dead_for_good();
+    let mut five = situation([1, 2, 3, 4, 5], []);
+    five.heard.insert(id(4), dead - Duration::from_secs(1));
+    assert_eq!(step(&five), Step::Nothing, "not yet");
+    five.heard.insert(id(4), dead);
+    five.heard.insert(id(5), dead * 2);
+    assert_eq!(step(&five), Step::Remove(id(5)), "the longest first");
+    let four = situation([1, 2, 3, 4], []);
+    let four = Situation {
+        heard: five.heard.clone(),
+        ..four
+    };
+    assert_eq!(step(&four), Step::Remove(id(4)));
+    // A majority of five is dead: then it is rather this one.
+    five.heard.insert(id(3), dead);
+    assert_eq!(step(&five), Step::Nothing);
+    let mut two = situation([1, 2], []);
+    two.heard.insert(id(2), dead);
+    assert_eq!(step(&two), Step::Nothing);
+}
+
+#[test]
+fn settings_keep_the_dead() {
+    let mut situation = situation([1, 2, 3], [4]);
+    situation.heard.insert(id(3), policy().dead_for_good());
+    situation.heard.remove(&id(4));
+    let next = |config: AutopilotConfig| next_step(&situation, &server(1), &Policy::of(&config));
+    let default = AutopilotConfig::default();
+    assert_eq!(next(default.clone()), Step::Remove(id(3)));
+    let off = AutopilotConfig {
+        cleanup_dead_servers: false,
+        ..default.clone()
+    };
+    assert_eq!(next(off), Step::Wait);
+    let quorum = |min_quorum| AutopilotConfig {
+        min_quorum,
+        ..default.clone()
+    };
+    assert_eq!(next(quorum(2)), Step::Remove(id(3)));
+    assert_eq!(next(quorum(3)), Step::Wait);
+}
+
+#[test]
+fn a_learner_that_never_came_is_forgotten() {
+    let mut situation = situation([1, 2, 3], [4]);
+    situation.heard.remove(&id(4));
+    situation.led = policy().dead_for_good() * 2;
+    assert_eq!(step(&situation), Step::Wait, "it has just come");
+    situation.known_for.insert(id(4), policy().dead_for_good());
+    assert_eq!(step(&situation), Step::Remove(id(4)));
+}
+
+#[test]
+fn with_cleanup_off_a_new_server_takes_nobodys_place_but_its_own() {
+    let mut situation = situation([1, 2, 3], [4]);
+    situation.heard.insert(id(3), DEAD);
+    let off = Policy::of(&AutopilotConfig {
+        cleanup_dead_servers: false,
+        ..AutopilotConfig::default()
+    });
+    let next = |situation: &Situation| next_step(situation, &server(1), &off);
+    assert_eq!(next(&situation), Step::SetVoters(ids([1, 2, 3, 4])));
+    situation.membership.servers.insert(id(4), server(3));
+    assert_eq!(next(&situation), Step::SetVoters(ids([1, 2, 4])));
 }
