@@ -211,6 +211,59 @@ async fn connections_that_send_nothing_are_bounded() {
 }
 
 #[test]
+fn rates_are_enforced_counted_and_reloaded() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("limits.hcl");
+    let limits = |mode: &str| {
+        let text = format!(
+            "limits {{ request_limits {{ mode = \"{mode}\" read_rate = 1 write_rate = 0.5 }} }}"
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    limits("enforcing");
+    let flag = format!("-config-file={}", file.display());
+    let agent = Agent::start(&["-dev", &flag]);
+    let put = || agent.http.put("/v1/kv/a", "b");
+    let statuses: Vec<u16> = (0..20).map(|_| put().status).collect();
+    let served = statuses.iter().filter(|status| **status == 200).count();
+    // Ten seconds' worth at once, and what comes meanwhile.
+    assert!((5..8).contains(&served), "{statuses:?}");
+    let refused = (0..20).map(|_| put()).find(|reply| reply.status == 429);
+    let text = refused.expect("it goes on").text();
+    assert_eq!(
+        text.trim(),
+        "rate limit exceeded, try again later or against a different server"
+    );
+    let reads: Vec<u16> = (0..40).map(|_| agent.http.get("/v1/kv/a").status).collect();
+    assert!(reads[..10].iter().all(|status| *status == 200), "{reads:?}");
+    assert!(reads.contains(&429), "{reads:?}");
+    // What an operator needs.
+    for path in [
+        "/v1/agent/self",
+        "/v1/status/leader",
+        "/v1/operator/raft/configuration",
+    ] {
+        assert_eq!(agent.http.get(path).status, 200, "{path}");
+    }
+    assert!(
+        agent
+            .process
+            .line("beyond limits.request_limits", SOON)
+            .is_some()
+    );
+    let metrics = agent.http.get("/v1/agent/metrics?format=prometheus").text();
+    let counted = "wharf_requests_over_limit_total{operation=\"write\",outcome=\"refused\"}";
+    assert!(metrics.contains(counted), "{metrics}");
+
+    limits("permissive");
+    agent.run(&["reload"]).success();
+    assert!((0..40).all(|_| put().status == 200));
+    limits("strict");
+    let refused = agent.run(&["reload"]).failure();
+    assert!(refused.contains("limits.hcl:1:"), "{refused}");
+}
+
+#[test]
 fn one_address_gets_no_more_than_its_share() {
     let agent = Agent::dev();
     let idle: Vec<_> = (0..200)
@@ -226,4 +279,35 @@ fn one_address_gets_no_more_than_its_share() {
         let reply = agent.http.request("GET", "/v1/status/leader", &[], b"");
         reply.is_ok_and(|reply| reply.status == 200)
     }));
+}
+
+#[test]
+fn an_agent_out_of_file_descriptors_goes_on_when_there_are_some() {
+    let ports = wharf_tests::Ports::choose();
+    let agent = Agent::command(ports, &["-dev"]);
+    let mut limited = std::process::Command::new("prlimit");
+    limited
+        .arg("--nofile=96:96")
+        .arg(agent.get_program())
+        .args(agent.get_args());
+    let mut agent = Agent::of_command(ports, &mut limited).unwrap();
+    agent.http.put("/v1/kv/a", "b").ok();
+    let idle: Vec<_> = (0..150)
+        .filter_map(|_| {
+            TcpStream::connect_timeout(&agent.http.address, Duration::from_secs(1)).ok()
+        })
+        .collect();
+    assert!(idle.len() > 96);
+    let open = || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", agent.process.id()));
+        files.map_or(0, Iterator::count)
+    };
+    assert!(eventually(SOON, || open() >= 96), "{} are open", open());
+    assert!(agent.process.ended(Duration::from_secs(1)).is_none());
+    drop(idle);
+    assert!(eventually(SOON, || {
+        let reply = agent.http.request("GET", "/v1/kv/a?raw", &[], b"");
+        reply.is_ok_and(|reply| reply.status == 200)
+    }));
+    agent.http.put("/v1/kv/a", "c").ok();
 }

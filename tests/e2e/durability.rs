@@ -91,6 +91,85 @@ fn a_data_directory_has_one_agent() {
     agent.http.put("/v1/kv/a", "b").ok();
 }
 
+/// The newest file of the log of an agent that was killed.
+fn newest_chunk(data: &Path) -> std::path::PathBuf {
+    let files = std::fs::read_dir(data.join("raft/log")).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    let chunks = files.filter(|path| path.extension().is_some_and(|extension| extension == "wal"));
+    chunks.max().unwrap()
+}
+
+#[test]
+fn a_torn_tail_is_dropped_and_a_flipped_bit_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let agent = Agent::durable(directory.path(), Ports::choose());
+    for number in 0..50 {
+        agent
+            .http
+            .put(&format!("/v1/kv/{number}"), value(number))
+            .ok();
+    }
+    let ports = agent.kill();
+    // Half of what would have been the next entry.
+    let chunk = newest_chunk(directory.path());
+    let bytes = std::fs::read(&chunk).unwrap();
+    std::fs::write(&chunk, &bytes[..bytes.len() - 3]).unwrap();
+    let agent = Agent::durable(directory.path(), ports);
+    for number in 0..49 {
+        assert!(agent.http.get(&format!("/v1/kv/{number}?raw")).text() == value(number));
+    }
+    agent.http.put("/v1/kv/after", "value").ok();
+    let ports = agent.kill();
+
+    let mut bytes = std::fs::read(&chunk).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&chunk, &bytes).unwrap();
+    let flags = server_flags(directory.path());
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let error = run(&mut Agent::command(ports, &flags)).failure();
+    assert!(error.contains("is damaged"), "{error}");
+    bytes[middle] ^= 1;
+    std::fs::write(&chunk, &bytes).unwrap();
+    let agent = Agent::durable(directory.path(), ports);
+    assert_eq!(agent.http.get("/v1/kv/after?raw").text(), "value");
+}
+
+#[test]
+fn the_data_of_a_newer_wharf_and_of_another_node_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let agent = Agent::durable(directory.path(), Ports::choose());
+    agent.http.put("/v1/kv/a", "b").ok();
+    let ports = agent.kill();
+    let refusal = || {
+        let flags = server_flags(directory.path());
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        run(&mut Agent::command(ports, &flags)).failure()
+    };
+    let path = |name: &str| directory.path().join(name);
+    let version = std::fs::read_to_string(path("raft/VERSION")).unwrap();
+    std::fs::write(path("raft/VERSION"), version.replacen('1', "2", 1)).unwrap();
+    let error = refusal();
+    assert!(
+        error.contains("was written by a newer wharf (format 2"),
+        "{error}"
+    );
+    std::fs::write(path("raft/VERSION"), &version).unwrap();
+    // The node's id of another directory, or the log of another node.
+    let node = std::fs::read_to_string(path("node-id")).unwrap();
+    let other = "11111111-2222-3333-4444-555555555555";
+    std::fs::write(path("node-id"), other).unwrap();
+    let error = refusal();
+    assert!(
+        error.contains(&format!("belongs to server {}", node.trim())),
+        "{error}"
+    );
+    assert!(error.contains(other), "{error}");
+    std::fs::write(path("node-id"), node).unwrap();
+    let agent = Agent::durable(directory.path(), ports);
+    assert_eq!(agent.http.get("/v1/kv/a?raw").text(), "b");
+}
+
 fn server_flags(directory: &Path) -> [String; 4] {
     let data = format!("-data-dir={}", directory.display());
     ["-server", "-bootstrap", "-bind=127.0.0.1", &data].map(str::to_owned)

@@ -19,6 +19,7 @@ pub mod http;
 pub mod jobspec;
 pub mod local;
 pub mod platform;
+pub mod rates;
 mod run;
 pub mod server;
 pub(crate) mod servers;

@@ -55,6 +55,7 @@ use crate::{
         images::Images,
         scheduling::{Decisions, Scheduling},
     },
+    rates::Rates,
     server::Server,
     servers::{self, Peers},
     snapshot::Snapshots,
@@ -205,7 +206,7 @@ impl Agent {
         };
         let authorizer: Arc<dyn Authorizer> = Arc::new(AllowAll);
         let (control, mut requests) = mpsc::channel(8);
-        let settings = http_settings(&config);
+        let settings = http_settings(&config, Rates::default());
         let dns = match sockets.dns_udp.is_empty() {
             true => None,
             false => Some(DnsServer::start(
@@ -300,6 +301,7 @@ impl Agent {
             authorizer,
             node,
             limits: grpc::Limits::default(),
+            rates: http.settings.load().rates.clone(),
         };
         let grpc_server = tasks.spawn(grpc::serve(sockets.grpc, grpc, shutdown.clone()));
         let http_server = HttpServer::start(http.clone(), sockets.http);

@@ -2,6 +2,7 @@
 
 mod autopilot;
 mod chaos;
+mod clocks;
 mod disks;
 mod recovery;
 pub(crate) mod servers;

@@ -55,6 +55,16 @@ impl Site {
     }
 
     pub(crate) fn start(&self, number: u8, flags: &[&str]) -> Server {
+        self.start_in(number, flags, |_| {})
+    }
+
+    /// In an environment of its own.
+    pub(crate) fn start_in(
+        &self,
+        number: u8,
+        flags: &[&str],
+        environment: impl FnOnce(&mut std::process::Command),
+    ) -> Server {
         let address = format!("127.0.0.{number}");
         let own = [
             "-server".to_owned(),
@@ -70,7 +80,9 @@ impl Site {
             .chain(flags)
             .collect();
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let process = Process::start(&mut Agent::command(self.ports, &flags));
+        let mut command = Agent::command(self.ports, &flags);
+        environment(&mut command);
+        let process = Process::start(&mut command);
         let http = Http {
             address: SocketAddr::from(([127, 0, 0, number], self.ports.http)),
             timeout: Duration::from_secs(60),

@@ -317,8 +317,28 @@ pub(super) struct Limits {
     pub(super) http_max_conns_per_client: u32,
     pub(super) https_handshake_timeout: GoDuration,
     pub(super) kv_max_value_size: u64,
+    pub(super) request_limits: RequestLimits,
     pub(super) rpc_max_conns_per_client: u32,
     pub(super) txn_max_req_len: u64,
+}
+
+/// Requests a second; below zero: as many as come.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct RequestLimits {
+    pub(super) mode: String,
+    pub(super) read_rate: f64,
+    pub(super) write_rate: f64,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self {
+            mode: "disabled".to_owned(),
+            read_rate: -1.0,
+            write_rate: -1.0,
+        }
+    }
 }
 
 /// What Raft proposes as the largest entry, and so the largest KV value and transaction.
@@ -330,6 +350,7 @@ impl Default for Limits {
             http_max_conns_per_client: 200,
             https_handshake_timeout: GoDuration::from_secs(5),
             kv_max_value_size: MAX_ENTRY,
+            request_limits: RequestLimits::default(),
             rpc_max_conns_per_client: 100,
             txn_max_req_len: MAX_ENTRY,
         }

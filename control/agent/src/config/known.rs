@@ -10,7 +10,7 @@ pub(super) const NO_WAN: &str = "joining datacenters is not built yet";
 pub(super) const NO_ENTERPRISE: &str = "a feature of Consul Enterprise";
 const NO_PEERING: &str = "cluster peering is not built yet";
 const NO_AUTO_CONFIG: &str = "agents get no certificates from servers yet";
-const NO_RATE_LIMIT: &str = "request rate limits are not built yet";
+const NO_RATE_LIMIT: &str = "requests of clients are limited by limits.request_limits";
 const NO_CA: &str = "the mesh certificate authority is not built yet";
 const NO_ACL: &str = "ACLs are not built yet";
 const OWN_STORE: &str = "the log store is wharf's own";
@@ -121,7 +121,6 @@ static IGNORED: &[(&str, &str)] = &[
     ("gossip_wan", NO_GOSSIP),
     ("http_config.use_cache", NO_CACHE),
     ("license_path", NO_ENTERPRISE),
-    ("limits.request_limits", NO_RATE_LIMIT),
     (
         "limits.rpc_client_timeout",
         "a call to a server lasts as long as its caller waits",

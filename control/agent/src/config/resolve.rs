@@ -29,6 +29,7 @@ use super::runtime::{
     Tokens, UiConfig, UnixSocket,
 };
 use crate::definition::{ScriptPolicy, dns_warning, validate_node_meta};
+use crate::rates::{RateLimits, RateMode};
 
 pub(super) fn resolve(
     file: FileConfig,
@@ -233,6 +234,7 @@ pub(super) fn resolve(
         format!("/{content_path}/")
     };
     let platform = platform(&file.platform, p);
+    let rates = rates(&file.limits.request_limits, p);
     if let Err(error) = file.autopilot.check() {
         p.at("autopilot", format!("autopilot: {error}"));
     }
@@ -339,6 +341,7 @@ pub(super) fn resolve(
                 https_handshake_timeout: file.limits.https_handshake_timeout.to_std(),
                 kv_max_value_size: file.limits.kv_max_value_size,
                 txn_max_req_len: file.limits.txn_max_req_len,
+                rates,
             },
             tokens: Tokens {
                 default: tokens.default,
@@ -354,6 +357,27 @@ pub(super) fn resolve(
         },
         document: Document(document),
     })
+}
+
+fn rates(file: &file::RequestLimits, p: &mut Problems<'_>) -> RateLimits {
+    let mode = match file.mode.as_str() {
+        "disabled" | "" => RateMode::Disabled,
+        "permissive" => RateMode::Permissive,
+        "enforcing" => RateMode::Enforcing,
+        other => {
+            let message = format!(
+                "limits.request_limits.mode: {other:?} is none of disabled, permissive and enforcing"
+            );
+            p.at("limits.request_limits.mode", message);
+            RateMode::Disabled
+        }
+    };
+    let rate = |rate: f64| (rate >= 0.0 && rate.is_finite()).then_some(rate);
+    RateLimits {
+        mode,
+        reads: rate(file.read_rate),
+        writes: rate(file.write_rate),
+    }
 }
 
 fn http(file: &file::Http, p: &mut Problems<'_>) -> HttpConfig {

@@ -12,6 +12,7 @@ use wharf_registry::model::{AutopilotConfig, ConfigEntry, StrMap};
 
 use super::{Listen, Secret, WatchDefinition};
 use crate::definition::{CheckDefinition, ScriptPolicy, ServiceDefinition};
+use crate::rates::RateLimits;
 
 /// Everything an agent is told when it starts.
 #[derive(Clone, Debug)]
@@ -241,13 +242,14 @@ pub struct SoaConfig {
 }
 
 /// 0 is no limit on connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     pub http_max_conns_per_client: u32,
     pub rpc_max_conns_per_client: u32,
     pub https_handshake_timeout: Duration,
     pub kv_max_value_size: u64,
     pub txn_max_req_len: u64,
+    pub rates: RateLimits,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

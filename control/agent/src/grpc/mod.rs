@@ -36,7 +36,8 @@ use wharf_proto::v1::{
 use self::lease::Leases;
 pub(crate) use self::transport::{Bounds, Gate};
 use crate::{
-    authz::Authorizer, cluster::Cluster, context::NodeInfo, local::LocalState, tls::ServerTls,
+    authz::Authorizer, cluster::Cluster, context::NodeInfo, local::LocalState, rates::Rates,
+    tls::ServerTls,
 };
 
 /// What the services work with.
@@ -47,6 +48,8 @@ pub struct GrpcContext {
     pub authorizer: Arc<dyn Authorizer>,
     pub node: NodeInfo,
     pub limits: Limits,
+    /// How many requests a second are served, over HTTP and gRPC together.
+    pub rates: Rates,
 }
 
 /// What one client can take.

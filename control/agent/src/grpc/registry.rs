@@ -21,6 +21,7 @@ use crate::{
     authz::{Access, Caller, Resource},
     cluster::Consistency,
     local::Source,
+    rates::Operation,
 };
 
 /// How long a registration waits for the catalog. It is on the agent by then, and reaches the
@@ -127,6 +128,8 @@ impl Registry for Service {
         let request = request.into_inner();
         let resume_index = request.resume_index;
         let watched = watch::parse(request, &caller)?;
+        let admitted = self.context.rates.admit(Operation::Read);
+        admitted.map_err(status::rate_exceeded)?;
         let fresh = self.context.cluster.barrier(Consistency::Default).await;
         fresh.map_err(|error| status::cluster(&error))?;
         let registry = self.context.cluster.registry().clone();

@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use wharf_mesh::DescribeError;
 
+use crate::rates::RateExceeded;
 use crate::{authz::Denied, cluster::ClusterError, local::LocalError};
 
 const DOMAIN: &str = "wharf";
@@ -97,6 +98,10 @@ pub(super) fn cluster(error: &ClusterError) -> Status {
         ClusterError::TooLarge(_) => status(Code::InvalidArgument, "TOO_LARGE", message),
         ClusterError::Refused(_) => status(Code::InvalidArgument, "REFUSED", message),
     }
+}
+
+pub(super) fn rate_exceeded(error: RateExceeded) -> Status {
+    retry(Code::ResourceExhausted, "RATE_LIMITED", error.to_string())
 }
 
 pub(super) fn describe(error: DescribeError) -> Status {

@@ -52,6 +52,7 @@ use crate::{
     context::{AgentContext, NodeInfo},
     local::LocalState,
     platform::{images::Images, scheduling::Decisions},
+    rates::Rates,
     snapshot::Snapshots,
 };
 
@@ -100,6 +101,8 @@ pub struct HttpSettings {
     pub max_conns_per_client: usize,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
+    /// How many requests a second are served.
+    pub rates: Rates,
 }
 
 impl Default for HttpSettings {
@@ -114,6 +117,7 @@ impl Default for HttpSettings {
             allow_write_from: Vec::new(),
             max_conns_per_client: 200,
             handshake_timeout: Duration::from_secs(5),
+            rates: Rates::default(),
         }
     }
 }

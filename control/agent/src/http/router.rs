@@ -17,7 +17,7 @@ use super::{
     response::{self, Response},
     snapshot, status,
 };
-use crate::cluster::BoxFuture;
+use crate::{cluster::BoxFuture, rates::Operation};
 
 type Handler = for<'a> fn(&'a HttpContext, Request) -> BoxFuture<'a, Result<Response, HttpError>>;
 
@@ -260,6 +260,7 @@ impl Router {
                 "Access is restricted",
             ));
         }
+        admit(context, endpoint, &parts.method)?;
         let query = Query::parse(parts.uri.query().unwrap_or(""));
         let caller = context.authorizer.resolve(request::token(&query, &parts))?;
         let request = Request {
@@ -278,6 +279,25 @@ impl Router {
         }
         result
     }
+}
+
+/// What only concerns this agent, and what an operator needs to bring a cluster back, is never refused.
+const NOT_LIMITED: [&str; 3] = ["/v1/agent/", "/v1/operator/", "/v1/status/"];
+
+/// Counts the request against the rates of all clients.
+fn admit(context: &HttpContext, endpoint: &Endpoint, method: &Method) -> Result<(), HttpError> {
+    if NOT_LIMITED
+        .iter()
+        .any(|prefix| endpoint.path.starts_with(prefix))
+    {
+        return Ok(());
+    }
+    let operation = match *method {
+        Method::GET => Operation::Read,
+        _ => Operation::Write,
+    };
+    let admitted = context.settings.load().rates.admit(operation);
+    admitted.map_err(|error| HttpError::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()))
 }
 
 /// `OPTIONS` lists the methods; any other that is not among them is refused with the list.

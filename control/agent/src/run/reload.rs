@@ -129,7 +129,9 @@ impl Agent {
             .agent
             .logs
             .set_level(level(running.reloadable.log_level));
-        self.http.settings.store(Arc::new(http_settings(&running)));
+        let rates = self.http.settings.load().rates.clone();
+        let settings = http_settings(&running, rates);
+        self.http.settings.store(Arc::new(settings));
         let mut node = (*self.http.local.node()).clone();
         node.meta = node_meta(&running);
         self.http.local.set_node(node);

@@ -7,6 +7,7 @@ use crate::{
     config::{LogLevel, RuntimeConfig},
     http::HttpSettings,
     local,
+    rates::Rates,
 };
 
 pub(super) fn level(level: LogLevel) -> LevelFilter {
@@ -30,8 +31,10 @@ pub(super) fn local_options(config: &RuntimeConfig) -> local::Options {
     }
 }
 
-pub(super) fn http_settings(config: &RuntimeConfig) -> HttpSettings {
+/// `rates`: those in force, which are told of the limits too.
+pub(super) fn http_settings(config: &RuntimeConfig, rates: Rates) -> HttpSettings {
     let limits = &config.reloadable.limits;
+    rates.set(limits.rates);
     let headers = config
         .http
         .response_headers
@@ -50,5 +53,6 @@ pub(super) fn http_settings(config: &RuntimeConfig) -> HttpSettings {
         allow_write_from: config.http.allow_write_from.clone(),
         max_conns_per_client: limits.http_max_conns_per_client as usize,
         handshake_timeout: limits.https_handshake_timeout,
+        rates,
     }
 }

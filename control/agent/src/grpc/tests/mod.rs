@@ -66,6 +66,7 @@ impl Harness {
                 server: false,
             },
             limits,
+            rates: Default::default(),
         };
         let listeners = vec![match tls {
             None => GrpcListener::Plain(socket),
