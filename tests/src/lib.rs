@@ -10,10 +10,12 @@ mod backend;
 mod binary;
 mod chance;
 mod disk;
+pub mod history;
 mod http;
 mod namespace;
 mod ports;
 mod process;
+pub mod promises;
 mod requirement;
 
 use std::{

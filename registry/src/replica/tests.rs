@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
+use wharf_tests::promises::{self, Shown};
 
 use super::*;
 use crate::{
@@ -276,6 +277,72 @@ proptest! {
                     prop_assert!(woken, "{key:?} changed unnoticed");
                     prop_assert!(new_index > old_index, "{key:?} changed without its index");
                 }
+            }
+        }
+    }
+
+    /// The promises of a watch, to watchers of every question that look after a batch or do not.
+    #[test]
+    fn a_watch_keeps_its_promises(
+        commands in proptest::collection::vec(command(), 1..60),
+        batch in 1usize..4,
+        looks in proptest::collection::vec(proptest::bool::ANY, 60),
+    ) {
+        let mut replica = Replica::new();
+        let registry = replica.registry();
+        let now = |(key, ask): &Question| -> Shown<String> {
+            let (index, answer) = ask(&registry.view(), key);
+            Shown { index, answer }
+        };
+        struct Watch {
+            watcher: Watcher,
+            truth: Vec<Shown<String>>,
+            seen: Vec<Shown<String>>,
+        }
+        let mut all: Vec<(Question, Watch)> = questions()
+            .into_iter()
+            .map(|question| {
+                let watcher = registry.watch(question.0.clone());
+                let (truth, seen) = (vec![now(&question)], vec![now(&question)]);
+                (question, Watch { watcher, truth, seen })
+            })
+            .collect();
+        let log = entries(&commands);
+        let batches = log.chunks(batch);
+        let count = batches.len();
+        for (number, batch) in batches.enumerate() {
+            replica.apply(batch).unwrap();
+            for (at, (question, watch)) in all.iter_mut().enumerate() {
+                let held = now(question);
+                if watch.truth.last() != Some(&held) {
+                    watch.truth.push(held.clone());
+                }
+                // In the end all of them do.
+                if !looks[(number + at) % looks.len()] && number + 1 < count {
+                    continue;
+                }
+                let left_with = watch.seen.last().unwrap().clone();
+                let woken = watch.watcher.changed().now_or_never().is_some();
+                let shown = (woken && held.index > left_with.index).then(|| held.clone());
+                let kept = promises::resumable(&left_with, &held, shown.as_ref());
+                prop_assert_eq!(kept, Ok(()), "{:?}", question.0);
+                watch.seen.extend(shown);
+            }
+        }
+        for (question, Watch { truth, seen, .. }) in &all {
+            let holds = now(question);
+            let kept = [
+                promises::ordered(truth, seen),
+                // An index may move without the answer, and then nobody has to be told.
+                promises::without_gap(&holds, seen).or_else(|broken| {
+                    let same = seen.last().is_some_and(|last| last.answer == holds.answer);
+                    same.then_some(()).ok_or(broken)
+                }),
+                promises::without_duplicates(seen),
+                promises::index_grows(seen),
+            ];
+            for kept in kept {
+                prop_assert_eq!(kept, Ok(()), "{:?}", question.0);
             }
         }
     }

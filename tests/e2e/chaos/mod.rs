@@ -8,7 +8,6 @@
 //!
 //! The seed is printed, and `WHARF_CHAOS_SEED` repeats the same faults; not the same history, as time is real.
 
-mod history;
 mod lab;
 
 use std::{
@@ -22,13 +21,12 @@ use std::{
 };
 
 use wharf_tests::{
-    Chance, Http, Network, SOON, chaos_duration, chaos_seed, eventually, in_network,
+    Chance, Http, Network, SOON, chaos_duration, chaos_seed, eventually,
+    history::{Action, Operation, contradiction, longest_silence},
+    in_network,
 };
 
-use self::{
-    history::{Action, Operation, contradiction, longest_silence},
-    lab::Lab,
-};
+use self::lab::Lab;
 
 const SERVERS: usize = 3;
 const CLIENTS: usize = 5;

@@ -1,6 +1,7 @@
 mod cluster;
 mod disk;
 mod faults;
+mod lossy;
 mod suite;
 
 use std::time::Instant;

@@ -3,6 +3,7 @@
 mod disks;
 mod faults;
 mod net;
+mod simulation;
 
 use std::collections::BTreeSet;
 

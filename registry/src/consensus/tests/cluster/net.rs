@@ -5,8 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt as _, future};
 use proptest::test_runner::{RngAlgorithm, TestRng};
+use wharf_tests::Chance;
 
-use super::super::{super::disk::Extent, faults::FaultyLog, *};
+use super::super::{
+    super::disk::Extent,
+    faults::FaultyLog,
+    lossy::{Flaw, LossyDisk},
+    *,
+};
 use crate::log::Vote;
 
 #[derive(Default)]
@@ -19,6 +25,11 @@ struct Links {
     cut: BTreeSet<(ServerId, ServerId)>,
     /// One message of so many is lost.
     loss: Option<(TestRng, u32)>,
+    /// Each message is on its way for so many milliseconds at most.
+    delay: Option<Chance>,
+    /// Who gives a vote is cut off from the candidate right after, once; and then it is here who it was.
+    cut_voter: bool,
+    voter: Option<ServerId>,
 }
 
 impl std::fmt::Debug for Net {
@@ -65,6 +76,58 @@ impl Net {
         let mut links = self.0.lock().unwrap();
         links.cut.clear();
         links.loss = None;
+        links.delay = None;
+        links.cut_voter = false;
+    }
+
+    pub(super) fn heal_between(&self, one: ServerId, other: ServerId) {
+        let mut links = self.0.lock().unwrap();
+        links.cut.remove(&(one, other));
+        links.cut.remove(&(other, one));
+    }
+
+    pub(super) fn delay(&self, seed: u64) {
+        self.0.lock().unwrap().delay = Some(Chance::new(seed));
+    }
+
+    pub(super) fn cut_next_voter(&self) {
+        let mut links = self.0.lock().unwrap();
+        links.cut_voter = true;
+        links.voter = None;
+    }
+
+    /// Who has given its vote and was cut off.
+    pub(super) fn cut_voter(&self) -> Option<ServerId> {
+        self.0.lock().unwrap().voter.take()
+    }
+
+    pub(super) fn servers(&self) -> Vec<Consensus> {
+        self.0.lock().unwrap().servers.values().cloned().collect()
+    }
+
+    pub(super) fn server(&self, address: &str) -> Option<Consensus> {
+        self.0.lock().unwrap().servers.get(address).cloned()
+    }
+
+    async fn travel(&self) {
+        let delay = {
+            let mut links = self.0.lock().unwrap();
+            let delay = links.delay.as_mut();
+            delay.map(|chance| Duration::from_millis(chance.below(60)))
+        };
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    fn voted(&self, route: &Route, request: &VoteRequest, answer: &VoteReply) {
+        let mut links = self.0.lock().unwrap();
+        let given = answer.granted && request.election != Election::Probe;
+        if given && std::mem::take(&mut links.cut_voter) {
+            let Envelope { from, to, .. } = route.envelope;
+            links.cut.extend([(from, to), (to, from)]);
+            links.voter = Some(to);
+        }
     }
 
     fn passes(&self, from: ServerId, to: ServerId) -> bool {
@@ -121,9 +184,14 @@ impl Transport for Wire {
         request: VoteRequest,
     ) -> BoxFuture<'_, Result<VoteReply, TransportError>> {
         Box::pin(async move {
+            self.0.travel().await;
             let receiver = self.0.receiver(&route)?;
-            let answer = receiver.receive_vote(route.envelope.from, request).await;
-            self.0.back(&route, answer)
+            let answer = receiver
+                .receive_vote(route.envelope.from, request.clone())
+                .await;
+            let answer = self.0.back(&route, answer)?;
+            self.0.voted(&route, &request, &answer);
+            Ok(answer)
         })
     }
 
@@ -133,6 +201,7 @@ impl Transport for Wire {
         request: Append,
     ) -> BoxFuture<'_, Result<HeartbeatReply, TransportError>> {
         Box::pin(async move {
+            self.0.travel().await;
             let receiver = self.0.receiver(&route)?;
             let answer = receiver
                 .receive_heartbeat(route.envelope.from, request)
@@ -152,6 +221,14 @@ impl Transport for Wire {
             let net = self.0.clone();
             // A stream is in order: what comes after a lost message is lost too.
             let requests = requests.take_while(move |_| future::ready(net.passes(from, to)));
+            let net = self.0.clone();
+            let requests = requests.then(move |request| {
+                let net = net.clone();
+                async move {
+                    net.travel().await;
+                    request
+                }
+            });
             let replies = receiver.receive_append(from, Box::pin(requests));
             let net = self.0.clone();
             let replies = replies.map(move |reply| net.back(&route, reply));
@@ -201,12 +278,32 @@ pub(super) struct Machine {
     pub(super) free: Arc<AtomicU64>,
     identity: Arc<Identity>,
     running: Option<Consensus>,
+    /// In the place of `log`, where there is one; snapshots are in the directory then.
+    disk: Option<(Arc<LossyDisk>, tempfile::TempDir)>,
 }
 
 pub(super) struct Cluster {
     pub(super) net: Arc<Net>,
     pub(super) machines: Vec<Machine>,
     pub(super) snapshots: SnapshotPolicy,
+    /// Servers get disks that lose in a crash what is not synced, from these seeds.
+    pub(super) disks: Option<Disks>,
+}
+
+pub(super) struct Disks {
+    pub(super) chance: Chance,
+    /// What is wrong with them, and with which one if not with all.
+    pub(super) flaw: Option<(Flaw, Option<ServerId>)>,
+}
+
+impl Disks {
+    fn disk(&mut self, id: ServerId) -> (Arc<LossyDisk>, tempfile::TempDir) {
+        let flaw = self
+            .flaw
+            .filter(|(_, only)| only.is_none_or(|only| only == id));
+        let disk = LossyDisk::new(self.chance.below(u64::MAX), flaw.map(|(flaw, _)| flaw));
+        (disk, tempfile::tempdir().unwrap())
+    }
 }
 
 pub(super) fn server_id(number: u128) -> ServerId {
@@ -219,12 +316,17 @@ impl Cluster {
             net: Arc::default(),
             machines: Vec::new(),
             snapshots: SnapshotPolicy::default(),
+            disks: None,
         }
     }
 
     /// Servers 0 to `count`, founded together, with a leader.
     pub(super) async fn founded(count: u128) -> Cluster {
-        let mut cluster = Cluster::empty();
+        Cluster::empty().found(count).await
+    }
+
+    pub(super) async fn found(mut self, count: u128) -> Cluster {
+        let cluster = &mut self;
         for number in 0..count {
             cluster
                 .add(number + 1, &format!("s{number}"), &format!("a{number}"))
@@ -238,7 +340,7 @@ impl Cluster {
         let servers = servers.collect();
         cluster.at(0).found(servers).await.unwrap();
         cluster.leader().await;
-        cluster
+        self
     }
 
     /// A new server that belongs to nobody. Returns its place.
@@ -254,6 +356,7 @@ impl Cluster {
             free: Arc::new(AtomicU64::new(DISK)),
             identity: Arc::new(Identity::in_memory(id)),
             running: None,
+            disk: self.disks.as_mut().map(|disks| disks.disk(id)),
         });
         let at = self.machines.len() - 1;
         self.start(at).await;
@@ -279,11 +382,15 @@ impl Cluster {
                 free: free.load(Ordering::Relaxed),
             })
         };
-        let opened = Opened {
+        let mut opened = Opened {
             identity: machine.identity.clone(),
             space: Space::with(Some(Box::new(extent))),
             ..Opened::in_memory(machine.id.0, machine.log.clone())
         };
+        if let Some((disk, directory)) = &machine.disk {
+            opened.log = disk.open();
+            opened.snapshots = SnapshotStore::open(directory.path().to_owned()).unwrap();
+        }
         let raft_config = Arc::new(raft_config(&config).unwrap());
         let consensus = Consensus::start_on(opened, config, raft_config)
             .await
@@ -296,6 +403,9 @@ impl Cluster {
     pub(super) async fn crash(&mut self, at: usize) {
         let machine = &mut self.machines[at];
         self.net.detach(&machine.server.address);
+        if let Some((disk, _)) = &machine.disk {
+            disk.crash();
+        }
         if let Some(consensus) = machine.running.take() {
             consensus.shutdown().await;
         }

@@ -12,7 +12,7 @@ use std::{
 
 /// What was asked, and answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub enum Action {
     /// 0: nothing is there.
     Read(u64),
     Write(u64),
@@ -32,11 +32,11 @@ pub(super) enum Action {
 
 /// One operation of one client.
 #[derive(Clone, Debug)]
-pub(super) struct Operation {
-    pub(super) action: Action,
-    pub(super) called: Instant,
+pub struct Operation {
+    pub action: Action,
+    pub called: Instant,
     /// `None`: it never returned.
-    pub(super) returned: Option<Instant>,
+    pub returned: Option<Instant>,
 }
 
 impl Action {
@@ -55,7 +55,7 @@ impl Action {
         }
     }
 
-    pub(super) fn is_unknown(&self) -> bool {
+    pub fn is_unknown(&self) -> bool {
         matches!(self, Action::MaybeWrite(_) | Action::MaybeSwap { .. })
     }
 
@@ -129,7 +129,7 @@ impl Done {
 /// Says at which operation it ends that no order explains, or `None` if there is one for all of them.
 ///
 /// The operations of one register, which holds 0 at first.
-pub(super) fn contradiction(history: &[Operation]) -> Option<Operation> {
+pub fn contradiction(history: &[Operation]) -> Option<Operation> {
     let operations = settled(history);
     let count = operations.len();
     let mut tried: HashSet<(Done, u64)> = HashSet::new();
@@ -167,7 +167,7 @@ pub(super) fn contradiction(history: &[Operation]) -> Option<Operation> {
 }
 
 /// The longest time in which nothing succeeded, between `from` and `until`.
-pub(super) fn longest_silence<'a>(
+pub fn longest_silence<'a>(
     operations: impl Iterator<Item = &'a Operation>,
     from: Instant,
     until: Instant,
