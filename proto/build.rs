@@ -19,9 +19,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         .compile_fds(descriptors)?;
     // Apart from what reflection shows: it is between servers.
-    let servers = protox::compile(["proto/wharf/server/v1/server.proto"], ["proto"])?;
+    let files = [
+        "proto/wharf/server/v1/server.proto",
+        "proto/wharf/server/v1/agents.proto",
+    ];
+    let apart = out.join("server");
+    fs::create_dir_all(&apart)?;
+    let servers = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()
         .bytes(".")
+        .extern_path(".wharf.v1", "crate::v1")
+        .out_dir(&apart)
         .compile_fds(servers)?;
     Ok(())
 }

@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let registry = replica.registry();
     let server = DnsServer::start(
         settings,
-        registry,
+        Arc::new(registry),
         Arc::new(Everything),
         vec![udp],
         vec![tcp],

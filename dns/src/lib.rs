@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod catalog;
 mod metering;
 pub mod name;
 mod screen;
@@ -22,6 +23,7 @@ mod testing;
 pub mod visibility;
 
 pub use answer::{Answer, Limits, Question, Source, Transport, answer};
+pub use catalog::{Catalog, Partial};
 pub use server::{DnsServer, ServerLimits};
 pub use settings::{InvalidZone, SoaSettings, Zone, ZoneSettings};
 pub use visibility::{Everything, Visibility};

@@ -8,11 +8,11 @@ pub mod v1 {
     tonic::include_proto!("wharf.v1");
 }
 
-/// Package `wharf.server.v1`: what the servers of a cluster say to each other.
+/// Package `wharf.server.v1`: what the servers of a cluster say to each other, and client agents to them.
 pub mod server {
     #[allow(missing_debug_implementations, unreachable_pub, clippy::all)]
     pub mod v1 {
-        tonic::include_proto!("wharf.server.v1");
+        include!(concat!(env!("OUT_DIR"), "/server/wharf.server.v1.rs"));
     }
 }
 

@@ -9,6 +9,7 @@
 pub mod command;
 pub mod consensus;
 pub mod log;
+pub mod mirror;
 pub mod model;
 pub mod pieces;
 pub mod replica;
@@ -19,5 +20,6 @@ pub mod watch;
 
 pub use command::{Command, Outcome};
 pub use consensus::{Consensus, ConsensusConfig};
+pub use mirror::Mirror;
 pub use replica::{Committed, Registry, Replica};
 pub use view::View;

@@ -78,13 +78,7 @@ impl Replica {
             };
             outcomes.push(outcome);
         }
-        self.registry
-            .view
-            .store(Arc::new(View::new(self.state.clone())));
-        match touched.is_everything() {
-            true => self.registry.watches.wake_all(),
-            false => self.registry.watches.wake(&touched),
-        }
+        self.registry.publish(&self.state, &touched);
         match unreadable {
             None => Ok(outcomes),
             Some(unreadable) => Err(unreadable),
@@ -125,6 +119,15 @@ impl Replica {
 }
 
 impl Registry {
+    /// Shows readers a new state, and wakes who watches what is different in it.
+    pub(crate) fn publish(&self, state: &State, touched: &Touched) {
+        self.view.store(Arc::new(View::new(state.clone())));
+        match touched.is_everything() {
+            true => self.watches.wake_all(),
+            false => self.watches.wake(touched),
+        }
+    }
+
     /// The newest view.
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()

@@ -15,8 +15,8 @@ use crate::{
     },
     snapshot::{SnapshotError, SnapshotMeta, SnapshotWriter},
     state::{
-        Indexes, Instance, JobEntry, NodeEntry, PlatformIndexes, Record, Restoring, ServiceEntry,
-        State, kv::prefix_range,
+        Indexes, Instance, JobEntry, NodeEntry, PlatformIndexes, PlatformRecord, Record, Restoring,
+        ServiceEntry, State, kv::prefix_range,
     },
     watch::WatchKey,
 };
@@ -190,6 +190,10 @@ impl View {
         self.state.config.values()
     }
 
+    pub(crate) fn config_table(&self) -> &OrdMap<(ConfigEntryKind, Str), Arc<ConfigEntry>> {
+        &self.state.config
+    }
+
     // === servers ===
 
     /// The settings of the autopilot; the defaults where nobody has set any.
@@ -340,6 +344,12 @@ impl View {
             Some(node) => node.modify_index,
             None => self.state.platform.indexes.node_extinction,
         }
+    }
+
+    /// A node of the platform with its allocations, and of the jobs what these were made from: records, in the
+    /// order of a snapshot.
+    pub(crate) fn platform_node_records(&self, id: &str) -> Vec<PlatformRecord> {
+        self.state.platform.node_records(id)
     }
 
     // === snapshot ===

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use wharf_registry::{
     Command,
     model::{CheckStatus, HealthCheck, NodeService},
+    watch::WatchKey,
 };
 
 use self::plan::{Adopted, Local, Plan, Scope, Server, Write, plan};
@@ -68,7 +69,7 @@ impl Behind {
         match &self.failure {
             None => {}
             // Elections have their own lines in the log.
-            Some(ClusterError::NoLeader) => {
+            Some(ClusterError::NoLeader | ClusterError::NoServers) => {
                 tracing::debug!(retry, "the catalog waits for a leader");
             }
             Some(error) => {
@@ -176,7 +177,7 @@ impl AntiEntropy {
             self.local.mark_synced(revision);
             let now = Instant::now();
             if everything {
-                let interval = FULL_INTERVAL * scale(self.cluster.registry().view().nodes().len());
+                let interval = FULL_INTERVAL * scale(self.cluster.node_count());
                 next_full = now + interval + random_up_to(interval);
             }
             if behind.is_empty() {
@@ -200,8 +201,14 @@ impl AntiEntropy {
             behind.note(scope.dirty.clone(), error);
             return behind;
         }
+        let node = self.local.node();
+        if let Err(error) = self.cluster.have(&[WatchKey::node(&node.name)]).await {
+            behind.everything = scope.everything;
+            behind.note(scope.dirty.clone(), error);
+            return behind;
+        }
         let local = Local {
-            node: self.local.node(),
+            node,
             rows: self.local.rows((!scope.everything).then_some(scope.dirty)),
             server: self.server.clone(),
         };

@@ -1,13 +1,15 @@
 //! The replicated registry as an agent reaches it.
 //!
-//! A server proposes to its own consensus; a client agent will forward to one. Everything above this
+//! A server proposes to its own consensus; a client agent has a session with one. Everything above this
 //! seam is the same for both.
 
 use std::{fmt, future::Future, pin::Pin};
 
 use wharf_registry::{
-    Command, Outcome, Registry, command::Refusal, consensus::Member, log::ServerId,
+    Command, Outcome, Registry, command::Refusal, consensus::Member, log::ServerId, watch::WatchKey,
 };
+
+use crate::client::Client;
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -39,6 +41,9 @@ pub enum ClusterError {
     OutcomeUnknown(String),
     #[error("the agent is shutting down")]
     ShuttingDown,
+    /// A client agent has no connection to any server. As Consul says it.
+    #[error("No known Consul servers")]
+    NoServers,
     /// A change of the servers that was not made.
     #[error("{0}")]
     Operation(String),
@@ -79,6 +84,22 @@ pub trait Cluster: fmt::Debug + Send + Sync + 'static {
 
     /// How long ago the leader was heard of; zero on the leader itself.
     fn last_contact(&self) -> std::time::Duration;
+
+    /// Completes when views loaded from now on have what these keys are about, and have it for as long as the keys
+    /// are watched, or this is asked again now and then. A server has everything.
+    fn have<'a>(&'a self, _keys: &'a [WatchKey]) -> BoxFuture<'a, Result<(), ClusterError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// How many nodes the catalog has.
+    fn node_count(&self) -> usize {
+        self.registry().view().nodes().len()
+    }
+
+    /// The way to the servers, on an agent that is none itself.
+    fn client(&self) -> Option<&Client> {
+        None
+    }
 
     /// Figures of the consensus, as `consul info` shows them under `raft`.
     fn stats(&self) -> Vec<(String, String)>;

@@ -8,6 +8,7 @@ pub mod authz;
 mod banner;
 pub mod calendar;
 pub mod checks;
+mod client;
 pub mod cluster;
 pub mod config;
 pub mod config_entry;

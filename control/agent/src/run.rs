@@ -11,6 +11,7 @@ mod files;
 mod identity;
 mod raft;
 mod reload;
+mod role;
 mod settings;
 
 use std::{
@@ -24,22 +25,17 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wharf_dns::DnsServer;
-use wharf_registry::{
-    consensus::{Consensus, StartError},
-    model::NodeService,
-};
+use wharf_registry::consensus::StartError;
 
 use self::{
-    definitions::bootstrap_entries,
     dns::{DnsVisibility, zone},
     files::{Leftovers, log_output},
-    identity::{catalog_node, join_host_port, node_info, node_uuid, server_meta},
-    raft::{consensus_config, give_up_leadership, introduction, leave_cluster, server_port},
+    identity::{catalog_node, node_info, node_uuid},
     reload::Signals,
+    role::Role,
     settings::{http_settings, level, local_options},
 };
 use crate::{
-    anti_entropy::AntiEntropy,
     authz::{AllowAll, Authorizer},
     banner,
     checks::CheckRunner,
@@ -47,17 +43,13 @@ use crate::{
     config::{self, AgentFlags, ConfigError, RuntimeConfig},
     context::AgentContext,
     grpc::{self, GrpcContext, GrpcListener},
-    housekeeping,
     http::{HttpContext, HttpServer},
     local::{self, LocalState},
     platform::{
-        IdleNode, Platform, PlatformError, PlatformSockets,
-        images::Images,
-        scheduling::{Decisions, Scheduling},
+        IdleNode, Platform, PlatformError, PlatformSockets, images::Images, scheduling::Decisions,
     },
     rates::Rates,
-    server::Server,
-    servers::{self, Peers},
+    servers::ForAgents,
     snapshot::Snapshots,
     sockets::{ListenerTls, SocketError, Sockets},
     telemetry::{
@@ -87,10 +79,6 @@ pub enum RunError {
     File { path: PathBuf, source: io::Error },
     #[error("the node id in {path} is {text:?}, which is no UUID: repair or remove the file")]
     NodeId { path: PathBuf, text: String },
-    #[error(
-        "this agent would be a client of other servers, which is not built yet: run it as a server (-server -bootstrap -data-dir=DIR) or with -dev"
-    )]
-    ClientAgent,
     #[error("the asynchronous runtime does not start: {0}")]
     Runtime(io::Error),
 }
@@ -123,7 +111,6 @@ impl Agent {
     async fn run(flags: AgentFlags, loaded: config::Loaded) -> Result<(), RunError> {
         let started = Instant::now();
         let config = loaded.config;
-        buildable(&config)?;
         let mut signals = Signals::new().map_err(RunError::Runtime)?;
         let mut leftovers = Leftovers::default();
         let sockets = Sockets::bind(&config)?;
@@ -137,22 +124,8 @@ impl Agent {
         let recorder = Recorder::install();
         let node = node_info(&config, node_uuid);
 
-        let server_port = server_port(&config, &sockets);
-        let server_address = join_host_port(&config.advertise_addr.to_string(), server_port);
-        let peers = sockets.server.is_some().then(Peers::default);
-        let consensus = Consensus::start(consensus_config(
-            &config,
-            node_uuid,
-            &server_address,
-            peers.clone(),
-        ))
-        .await?;
-        let cluster: Arc<dyn Cluster> = Arc::new(Server::new(
-            consensus.clone(),
-            peers.clone(),
-            server_address.clone(),
-            config.rpc_hold_timeout,
-        ));
+        let mut role = Role::start(&config, &sockets, &node, node_uuid).await?;
+        let cluster = role.cluster(&config);
         let local = LocalState::open(local_options(&config), catalog_node(&node))?;
 
         // Nothing can fail from here on: the log begins.
@@ -195,15 +168,6 @@ impl Agent {
 
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let mut servers = match (sockets.server.take(), peers) {
-            (Some(listener), Some(peers)) => Some(servers::start(
-                listener,
-                consensus.clone(),
-                peers,
-                introduction(&config, &server_address, server_port),
-            )),
-            _ => None,
-        };
         let authorizer: Arc<dyn Authorizer> = Arc::new(AllowAll);
         let (control, mut requests) = mpsc::channel(8);
         let settings = http_settings(&config, Rates::default());
@@ -211,10 +175,10 @@ impl Agent {
             true => None,
             false => Some(DnsServer::start(
                 zone(&config),
-                cluster.registry().clone(),
+                role.names(&cluster),
                 Arc::new(DnsVisibility::new(&*authorizer, &config)),
-                sockets.dns_udp,
-                sockets.dns_tcp,
+                std::mem::take(&mut sockets.dns_udp),
+                std::mem::take(&mut sockets.dns_tcp),
             )?),
         };
         let decisions = Decisions::default();
@@ -240,6 +204,21 @@ impl Agent {
             settings: ArcSwap::from_pointee(settings),
             shutdown: shutdown.clone(),
         });
+        let grpc = GrpcContext {
+            cluster: cluster.clone(),
+            local: local.clone(),
+            authorizer,
+            node,
+            limits: grpc::Limits::default(),
+            rates: http.settings.load().rates.clone(),
+        };
+        let config = http.agent.config.load_full();
+        let for_agents = ForAgents {
+            cluster: cluster.clone(),
+            http: http.clone(),
+            grpc: Arc::new(grpc.clone()),
+        };
+        role.serve(&config, &mut sockets, for_agents);
         let mut agent = Agent {
             flags,
             http: http.clone(),
@@ -249,16 +228,8 @@ impl Agent {
             watches: Watches::new(http.clone(), tasks.clone(), shutdown.clone()),
         };
 
-        let entropy = AntiEntropy::of_server(
-            local.clone(),
-            cluster.clone(),
-            NodeService {
-                port: server_port,
-                meta: server_meta(),
-                ..NodeService::default()
-            },
-        );
-        agent.apply_definitions(&http.agent.config.load()).await;
+        let entropy = role.anti_entropy(&local, &cluster);
+        agent.apply_definitions(&config).await;
         if let Ok(platform) = &platform {
             platform.services.adopt().await;
         }
@@ -266,50 +237,15 @@ impl Agent {
         // all definitions are in force: what is not there yet would be deregistered.
         let settle = CancellationToken::new();
         tasks.spawn(entropy.run(settle.clone()));
-        let runner = CheckRunner::new(
-            local.clone(),
-            cluster.clone(),
-            http.agent.config.load().scripts,
-        );
+        let runner = CheckRunner::new(local.clone(), cluster.clone(), config.scripts);
         tasks.spawn(runner.run(settle.clone()));
-        tasks.spawn(housekeeping::reap_tombstones(
-            cluster.clone(),
-            settle.clone(),
-        ));
-        tasks.spawn(housekeeping::abandon_restores(
-            cluster.clone(),
-            settle.clone(),
-        ));
-        if servers.is_some() {
-            tasks.spawn(servers::watch_over_servers(
-                cluster.clone(),
-                consensus.clone(),
-                settle.clone(),
-            ));
-        }
-        let scheduling = Scheduling::new(cluster.clone(), decisions);
-        tasks.spawn(scheduling.run(settle.clone()));
-        tasks.spawn(bootstrap_entries(
-            cluster.clone(),
-            http.agent.config.load_full(),
-            settle.clone(),
-        ));
+        role.keep_house(&config, &cluster, decisions, &tasks, &settle);
 
-        let grpc = GrpcContext {
-            cluster: cluster.clone(),
-            local: local.clone(),
-            authorizer,
-            node,
-            limits: grpc::Limits::default(),
-            rates: http.settings.load().rates.clone(),
-        };
         let grpc_server = tasks.spawn(grpc::serve(sockets.grpc, grpc, shutdown.clone()));
         let http_server = HttpServer::start(http.clone(), sockets.http);
-        let watches = http.agent.config.load_full();
-        agent.watches.replace(&watches.reloadable.watches);
+        agent.watches.replace(&config.reloadable.watches);
 
         let node_stop = CancellationToken::new();
-        let config = http.agent.config.load_full();
         let node_loop = match &platform {
             Ok(platform) => {
                 let node_loop = platform.node_loop(&config, &http.node.id, cluster.clone());
@@ -334,13 +270,8 @@ impl Agent {
         {
             tracing::error!(%error, "the allocations of this node were left as they are");
         }
-        if let Some(servers) = &mut servers {
-            servers.stop_looking().await;
-            give_up_leadership(&consensus).await;
-            if end.leaves(&http.agent.config.load()) {
-                leave_cluster(&*cluster, &consensus).await;
-            }
-        }
+        let leaves = end.leaves(&http.agent.config.load());
+        role.retire(&*cluster, leaves).await;
         shutdown.cancel();
         let served = async {
             http_server.stopped().await;
@@ -364,10 +295,7 @@ impl Agent {
         if let Err(error) = local.save().await {
             tracing::error!(%error, "the latest local changes are not on disk");
         }
-        if let Some(servers) = servers {
-            servers.stop().await;
-        }
-        consensus.shutdown().await;
+        role.stop(leaves).await;
         if let Ok(platform) = &platform {
             platform.dirs.close();
         }
@@ -393,12 +321,4 @@ fn platform(
         _ => tracing::warn!(%reason, "this node runs no allocations"),
     }
     (Err(reason), PlatformSockets::default())
-}
-
-/// Refuses what later issues bring, before anything starts.
-fn buildable(config: &RuntimeConfig) -> Result<(), RunError> {
-    if !config.server {
-        return Err(RunError::ClientAgent);
-    }
-    Ok(())
 }

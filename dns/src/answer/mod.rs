@@ -20,16 +20,21 @@ mod node;
 mod record;
 mod service;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use hickory_server::proto::{
     op::ResponseCode,
     rr::{Name, Record, RecordType},
 };
 use rand::{SeedableRng as _, rngs::SmallRng};
-use wharf_registry::View;
+use wharf_registry::{
+    View,
+    mirror::Topic,
+    state::{NodeEntry, ServiceEntry},
+};
 
 use crate::{
+    catalog::Wanted,
     name::{self, Subject},
     settings::{Domain, Zone},
     visibility::Visibility,
@@ -41,6 +46,24 @@ pub struct Source<'a> {
     pub view: &'a View,
     pub zone: &'a Zone,
     pub visibility: &'a dyn Visibility,
+    /// Where to note what is looked up, for who has to see to it that the view has it.
+    pub wanted: Option<&'a Wanted>,
+}
+
+impl<'a> Source<'a> {
+    fn service(&self, name: &str) -> Option<&'a Arc<ServiceEntry>> {
+        if let Some(wanted) = self.wanted {
+            wanted.topic(Topic::service(name));
+        }
+        self.view.service(name)
+    }
+
+    fn node(&self, name: &str) -> Option<&'a Arc<NodeEntry>> {
+        if let Some(wanted) = self.wanted {
+            wanted.topic(Topic::node(name));
+        }
+        self.view.node(name)
+    }
 }
 
 /// What is asked, of class IN.

@@ -17,7 +17,7 @@ use crate::settings::Domain;
 impl<'a> Resolver<'a> {
     /// A node, whatever its health. `None`: there is no such node.
     pub(super) fn node(&mut self, asked: &Asked<'_>, name: &str) -> Option<Draft> {
-        let node = &self.source.view.node(name)?.node;
+        let node = &self.source.node(name)?.node;
         if !self.source.visibility.node_visible(&node.name) {
             return None;
         }
@@ -76,6 +76,9 @@ impl<'a> Resolver<'a> {
         let zone = self.source.zone;
         let datacenter = &zone.settings.datacenter;
         let view = self.source.view;
+        if let Some(wanted) = self.source.wanted {
+            wanted.address(address);
+        }
         let visibility = self.source.visibility;
         let node = view
             .nodes_at(address)

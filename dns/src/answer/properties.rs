@@ -152,7 +152,7 @@ proptest! {
         let zone = Zone::new(ZoneSettings { only_passing, ..ZoneSettings::default() }).unwrap();
         let view = catalog.registry().view();
         let name = Name::from_ascii(text).unwrap();
-        let source = Source { view: &view, zone: &zone, visibility: &Everything };
+        let source = Source { view: &view, zone: &zone, visibility: &Everything, wanted: None };
         let transport = match size {
             512 => Transport::PlainUdp,
             u16::MAX => Transport::Stream,
@@ -229,7 +229,7 @@ proptest! {
         let name = Name::from_labels(labels.iter().map(Vec::as_slice)).unwrap();
         let view = Catalog::default().registry().view();
         let zone = Zone::new(ZoneSettings::default()).unwrap();
-        let source = Source { view: &view, zone: &zone, visibility: &Everything };
+        let source = Source { view: &view, zone: &zone, visibility: &Everything, wanted: None };
         let limits = Limits { size: 501, transport: Transport::PlainUdp };
         let told = answer(source, &Question { name: &name, kind, limits, seed: 0, now: 0 });
         let bytes = encoded(&name, kind, &told);

@@ -45,7 +45,7 @@ impl<'a> Resolver<'a> {
         } else {
             CheckStatus::Warning
         };
-        let Some(entry) = self.source.view.service(service) else {
+        let Some(entry) = self.source.service(service) else {
             return Vec::new();
         };
         if !self.source.visibility.service_visible(&entry.name) {

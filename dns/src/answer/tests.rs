@@ -111,6 +111,7 @@ fn ask_of(
         view: &view,
         zone,
         visibility: &Everything,
+        wanted: None,
     };
     let question = Question {
         name: &Name::from_ascii(name).unwrap(),
@@ -577,6 +578,7 @@ fn what_is_hidden_does_not_exist() {
             view: &view,
             zone: &zone,
             visibility,
+            wanted: None,
         };
         let question = Question {
             name: &Name::from_ascii(name).unwrap(),
@@ -725,6 +727,7 @@ fn every_instance_comes_first_at_times() {
             view: &view,
             zone: &zone,
             visibility: &Everything,
+            wanted: None,
         };
         let question = Question {
             name: &Name::from_ascii("web.service.consul.").unwrap(),

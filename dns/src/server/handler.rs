@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
@@ -19,19 +19,26 @@ use hickory_server::{
     server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
     zone_handler::MessageResponseBuilder,
 };
-use wharf_registry::Registry;
+use tokio::time::timeout;
+use wharf_registry::View;
 
 use crate::{
     answer::{Answer, Limits, Question, Source, Transport, answer},
+    catalog::{Catalog, Wanted},
     metering::{Metering, Outcome},
     settings::Zone,
     visibility::Visibility,
 };
 
+/// How long an answer waits for what the catalog does not have yet. Clients ask again after five seconds, or two.
+const CATALOG_WITHIN: Duration = Duration::from_secs(3);
+/// How often an answer is tried: an alias is seen only when its service is known.
+const MAX_LOOKS: usize = 8;
+
 /// Answers requests from the newest view, by the newest settings.
 pub struct Handler {
     zone: Arc<ArcSwap<Zone>>,
-    registry: Registry,
+    catalog: Arc<dyn Catalog>,
     visibility: Arc<dyn Visibility>,
     pub(super) metering: Metering,
 }
@@ -39,18 +46,68 @@ pub struct Handler {
 impl Handler {
     pub(super) fn new(
         zone: Arc<ArcSwap<Zone>>,
-        registry: Registry,
+        catalog: Arc<dyn Catalog>,
         visibility: Arc<dyn Visibility>,
     ) -> Handler {
         Handler {
             zone,
-            registry,
+            catalog,
             visibility,
             metering: Metering::new(),
         }
     }
 
-    fn answer(&self, request: &Request, zone: &Zone, edns: Option<&Edns>) -> Answer {
+    /// Whether an answer may have to wait.
+    pub(super) fn may_wait(&self) -> bool {
+        self.catalog.partial().is_some()
+    }
+
+    /// Answers from the views there are, or waits until they have what the answer takes.
+    async fn answer(&self, request: &Request, zone: &Zone, edns: Option<&Edns>) -> Answer {
+        let mut view = self.catalog.view();
+        let Some(partial) = self.catalog.partial() else {
+            return self.answer_from(&view, request, zone, edns, None);
+        };
+        let mut told_of = None;
+        for _ in 0..MAX_LOOKS {
+            let wanted = Wanted::default();
+            let answer = self.answer_from(&view, request, zone, edns, Some(&wanted));
+            let (topics, address) = wanted.take();
+            let in_time = match address {
+                Some(address) if told_of != Some(address) => {
+                    let reversed = timeout(CATALOG_WITHIN, partial.reverse(address)).await;
+                    match reversed.ok().flatten() {
+                        Some(reversed) => {
+                            told_of = Some(address);
+                            view = reversed;
+                            true
+                        }
+                        None => false,
+                    }
+                }
+                Some(_) => return answer,
+                None if partial.has(&topics) => return answer,
+                None => {
+                    let followed = timeout(CATALOG_WITHIN, partial.follow(topics)).await;
+                    view = self.catalog.view();
+                    followed == Ok(true)
+                }
+            };
+            if !in_time {
+                break;
+            }
+        }
+        bare(ResponseCode::ServFail)
+    }
+
+    fn answer_from(
+        &self,
+        view: &View,
+        request: &Request,
+        zone: &Zone,
+        edns: Option<&Edns>,
+        wanted: Option<&Wanted>,
+    ) -> Answer {
         if request.metadata.op_code != OpCode::Query {
             return bare(ResponseCode::NotImp);
         }
@@ -84,11 +141,11 @@ impl Handler {
             seed: rand::random(),
             now: unix_seconds(),
         };
-        let view = self.registry.view();
         let source = Source {
-            view: &view,
+            view,
             zone,
             visibility: &*self.visibility,
+            wanted,
         };
         answer(source, &question)
     }
@@ -107,7 +164,7 @@ impl RequestHandler for Handler {
             .edns
             .as_ref()
             .map(|edns| reply_edns(edns, zone.settings().max_udp_payload));
-        let answer = self.answer(request, &zone, edns.as_ref());
+        let answer = self.answer(request, &zone, edns.as_ref()).await;
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = answer.code;
         metadata.authoritative = answer.authoritative;

@@ -1,7 +1,8 @@
 //! The answer function on sockets.
 //!
 //! UDP: one task for each socket receives, answers and sends, one query after the other: answering
-//! neither waits nor blocks, so nothing queues but in the kernel. TCP: one task for each connection,
+//! neither waits nor blocks, so nothing queues but in the kernel. Where the catalog is
+//! [partial](crate::Partial) an answer that has to wait does so aside, within a bound. TCP: one task for each connection,
 //! with a cap on connections, in all and per client, and a time within which a client has to ask.
 //!
 //! hickory-server logs two lines for each query under its own server, which is not used here; its
@@ -20,10 +21,10 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use wharf_registry::Registry;
 
 pub use self::handler::Handler;
 use crate::{
+    catalog::Catalog,
     settings::{InvalidZone, Zone, ZoneSettings},
     visibility::Visibility,
 };
@@ -62,26 +63,26 @@ impl DnsServer {
     /// within a tokio runtime.
     pub fn start(
         settings: ZoneSettings,
-        registry: Registry,
+        catalog: Arc<dyn Catalog>,
         visibility: Arc<dyn Visibility>,
         udp: Vec<UdpSocket>,
         tcp: Vec<TcpListener>,
     ) -> Result<DnsServer, InvalidZone> {
         let limits = ServerLimits::default();
-        Self::start_within(limits, settings, registry, visibility, udp, tcp)
+        Self::start_within(limits, settings, catalog, visibility, udp, tcp)
     }
 
     /// As [`DnsServer::start`], within other limits.
     pub fn start_within(
         limits: ServerLimits,
         settings: ZoneSettings,
-        registry: Registry,
+        catalog: Arc<dyn Catalog>,
         visibility: Arc<dyn Visibility>,
         udp: Vec<UdpSocket>,
         tcp: Vec<TcpListener>,
     ) -> Result<DnsServer, InvalidZone> {
         let zone = Arc::new(ArcSwap::from_pointee(checked(settings)?));
-        let handler = Arc::new(Handler::new(zone.clone(), registry, visibility));
+        let handler = Arc::new(Handler::new(zone.clone(), catalog, visibility));
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         for socket in udp {

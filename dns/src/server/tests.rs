@@ -53,7 +53,7 @@ async fn start_within(limits: ServerLimits) -> Running {
     let server = DnsServer::start_within(
         limits,
         ZoneSettings::default(),
-        catalog.registry(),
+        Arc::new(catalog.registry()),
         Arc::new(Everything),
         vec![udp],
         vec![tcp],
@@ -412,7 +412,7 @@ fn handler() -> Handler {
     let zone = Arc::new(ArcSwap::from_pointee(
         Zone::new(ZoneSettings::default()).unwrap(),
     ));
-    Handler::new(zone, catalog.registry(), Arc::new(Everything))
+    Handler::new(zone, Arc::new(catalog.registry()), Arc::new(Everything))
 }
 
 /// Answers now or never: nothing in an answer waits.

@@ -1,5 +1,6 @@
 //! Properties of the state machine as a whole, over random histories.
 
+mod mirror;
 mod platform;
 mod restore;
 

@@ -53,7 +53,7 @@ pub struct Answers {
 }
 
 /// One instance as a client sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Instance {
     pub node: Arc<Node>,
     pub service: Arc<NodeService>,
@@ -125,7 +125,7 @@ impl ServiceEntry {
 }
 
 impl NodeEntry {
-    pub(super) fn new(node: Arc<Node>, index: u64) -> NodeEntry {
+    pub(crate) fn new(node: Arc<Node>, index: u64) -> NodeEntry {
         NodeEntry {
             node,
             services: OrdMap::new(),
@@ -148,14 +148,14 @@ impl NodeEntry {
             .filter_map(|(_, check)| self.checks.get(check))
     }
 
-    pub(super) fn insert_check(&mut self, check: Arc<HealthCheck>) {
+    pub(crate) fn insert_check(&mut self, check: Arc<HealthCheck>) {
         self.remove_check(&check.id.clone());
         self.checks_by_service
             .insert((check.service_id.clone(), check.id.clone()));
         self.checks.insert(check.id.clone(), check);
     }
 
-    fn remove_check(&mut self, id: &Str) {
+    pub(crate) fn remove_check(&mut self, id: &Str) {
         if let Some(check) = self.checks.remove(id) {
             self.checks_by_service
                 .remove(&(check.service_id.clone(), check.id.clone()));

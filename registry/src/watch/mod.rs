@@ -154,6 +154,11 @@ impl Watches {
         self.wakes.load(Ordering::Relaxed)
     }
 
+    /// Whether anybody watches the key.
+    pub fn is_watched(&self, key: &WatchKey) -> bool {
+        lock(self.shard(key)).contains_key(key)
+    }
+
     fn wake_key(&self, key: &WatchKey) {
         let cell = lock(self.shard(key)).get(key).cloned();
         if let Some(cell) = cell {

@@ -1,5 +1,6 @@
 //! Several servers are one registry: whatever happens to one of them.
 
+mod agents;
 mod autopilot;
 mod chaos;
 mod clocks;

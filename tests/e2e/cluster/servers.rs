@@ -23,10 +23,11 @@ pub(crate) struct Site {
     flags: Vec<String>,
 }
 
-/// The server at 127.0.0.`number`.
+/// The agent at 127.0.0.`number`: a server, or a client of servers.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) number: u8,
+    name: String,
     pub(crate) process: Process,
     pub(crate) http: Http,
     ports: Ports,
@@ -54,6 +55,14 @@ impl Site {
         self.ports.server
     }
 
+    /// The API of the agent at that place.
+    pub(crate) fn http(&self, number: u8) -> Http {
+        Http {
+            address: SocketAddr::from(([127, 0, 0, number], self.ports.http)),
+            timeout: Duration::from_secs(60),
+        }
+    }
+
     pub(crate) fn start(&self, number: u8, flags: &[&str]) -> Server {
         self.start_in(number, flags, |_| {})
     }
@@ -65,10 +74,28 @@ impl Site {
         flags: &[&str],
         environment: impl FnOnce(&mut std::process::Command),
     ) -> Server {
+        let flags: Vec<&str> = ["-server"].iter().chain(flags).copied().collect();
+        self.start_agent(number, format!("s{number}"), &flags, environment)
+    }
+
+    /// A client agent that is told of two of three servers.
+    pub(crate) fn client(&self, number: u8, flags: &[&str]) -> Server {
+        let joins = [1, 2].map(|server| format!("-retry-join={}", self.server_address(server)));
+        let joins = joins.iter().map(String::as_str);
+        let flags: Vec<&str> = joins.chain(flags.iter().copied()).collect();
+        self.start_agent(number, format!("c{number}"), &flags, |_| {})
+    }
+
+    fn start_agent(
+        &self,
+        number: u8,
+        name: String,
+        flags: &[&str],
+        environment: impl FnOnce(&mut std::process::Command),
+    ) -> Server {
         let address = format!("127.0.0.{number}");
         let own = [
-            "-server".to_owned(),
-            format!("-node=s{number}"),
+            format!("-node={name}"),
             format!("-bind={address}"),
             format!("-client={address}"),
             format!("-data-dir={}", self.data_dir(number).display()),
@@ -83,12 +110,10 @@ impl Site {
         let mut command = Agent::command(self.ports, &flags);
         environment(&mut command);
         let process = Process::start(&mut command);
-        let http = Http {
-            address: SocketAddr::from(([127, 0, 0, number], self.ports.http)),
-            timeout: Duration::from_secs(60),
-        };
+        let http = self.http(number);
         Server {
             number,
+            name,
             process,
             http,
             ports: self.ports,
@@ -115,7 +140,11 @@ impl Site {
 
 impl Server {
     pub(crate) fn name(&self) -> String {
-        format!("s{}", self.number)
+        self.name.clone()
+    }
+
+    pub(crate) fn ports(&self) -> Ports {
+        self.ports
     }
 
     /// The address of the leader as this server knows it; empty: none.

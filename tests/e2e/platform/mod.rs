@@ -5,4 +5,4 @@ mod faults;
 mod images;
 mod nodes;
 mod run;
-mod world;
+pub(crate) mod world;

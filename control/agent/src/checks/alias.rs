@@ -42,6 +42,8 @@ pub(super) async fn follow(
     }
     let registry = cluster.registry();
     let mut watcher = registry.watch(WatchKey::node(&target.node));
+    // What is not there yet is heard of when it comes.
+    let _ = cluster.have(&[WatchKey::node(&target.node)]).await;
     loop {
         let view = registry.view();
         let entry = view.node(&target.node);

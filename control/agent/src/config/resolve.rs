@@ -99,6 +99,13 @@ pub(super) fn resolve(
         );
     }
 
+    if !file.server && !dev && file.retry_join.is_empty() && file.start_join.is_empty() {
+        warnings.push(
+            "this agent knows no server: say where one is with retry_join (-retry-join=ADDRESS)"
+                .to_owned(),
+        );
+    }
+
     let interfaces = &environment.interfaces;
     let bind_addr = ip_key(p, "bind_addr", &file.bind_addr, interfaces);
     let advertise_addr = match &file.advertise_addr {

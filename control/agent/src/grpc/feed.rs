@@ -51,7 +51,7 @@ impl<T> Feed<T> {
 
 /// The stream that a client reads.
 #[derive(Debug)]
-pub(super) struct FeedStream<T> {
+pub(crate) struct FeedStream<T> {
     batches: mpsc::Receiver<Vec<T>>,
     current: vec::IntoIter<T>,
     end: Option<oneshot::Receiver<Result<(), Status>>>,

@@ -18,6 +18,7 @@ mod status;
 mod transport;
 mod watch;
 mod watch_set;
+mod watching;
 
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,12 @@ use wharf_proto::v1::{
 };
 
 use self::lease::Leases;
-pub(crate) use self::transport::{Bounds, Gate};
+pub(crate) use self::{
+    feed::FeedStream,
+    transport::{Bounds, Gate},
+    watch_set::WatchSet,
+    watching::Watching,
+};
 use crate::{
     authz::Authorizer, cluster::Cluster, context::NodeInfo, local::LocalState, rates::Rates,
     tls::ServerTls,
@@ -165,6 +171,7 @@ pub async fn serve(
         context: context.clone(),
         tasks: tasks.clone(),
         leases,
+        watching: Watching::of(context.clone(), tasks.clone()),
     };
     let proxies = proxy_configuration::Service {
         context: context.clone(),

@@ -17,7 +17,10 @@ use super::{
     status,
     watch_set::WatchSet,
 };
-use crate::authz::{Access, Caller, Resource};
+use crate::{
+    authz::{Access, Caller, Resource},
+    cluster::Cluster,
+};
 
 /// How long to gather changes before a proxy is told: a deployment changes many instances at once.
 const GATHER: Duration = Duration::from_millis(10);
@@ -38,6 +41,7 @@ impl ProxyConfiguration for Service {
     ) -> Result<Response<Self::StreamStream>, Status> {
         let caller = auth::caller(&*self.context.authorizer, request.metadata())?;
         let mut proxy = Proxy {
+            cluster: self.context.cluster.clone(),
             registry: self.context.cluster.registry().clone(),
             place: Place {
                 node: self.context.node.name.clone(),
@@ -49,7 +53,7 @@ impl ProxyConfiguration for Service {
             problems: BTreeSet::new(),
         };
         // A proxy that cannot be served learns it as the answer to its call.
-        let first = proxy.compile()?;
+        let first = proxy.compile().await?;
         let shutdown = self.tasks.shutdown.clone();
         let stream = feed::open(
             &self.tasks.tracker,
@@ -68,6 +72,7 @@ impl ProxyConfiguration for Service {
 /// One proxy that is being told.
 #[derive(Debug)]
 struct Proxy {
+    cluster: Arc<dyn Cluster>,
     registry: Registry,
     place: Place,
     target: Option<Target>,
@@ -96,14 +101,15 @@ impl Proxy {
             }
             self.changed(&description).await;
             let snapshot;
-            (description, snapshot) = self.compile()?;
+            (description, snapshot) = self.compile().await?;
             news = update(&known, &snapshot);
             known = snapshot;
         }
     }
 
     /// The newest configuration, with everything it depends on watched from before it was read.
-    fn compile(&mut self) -> Result<(ProxyDescription, ProxySnapshot), Status> {
+    async fn compile(&mut self) -> Result<(ProxyDescription, ProxySnapshot), Status> {
+        self.have(&[WatchKey::node(&self.place.node)]).await?;
         loop {
             let view = self.registry.view();
             let described = describe(&view, &self.place, self.target.as_ref());
@@ -113,11 +119,18 @@ impl Proxy {
             auth::check(&self.caller, service, Access::Write)?;
             let compiled = compile(&view, &description);
             if self.watches.set(&self.registry, &compiled.keys) {
+                let keys: Vec<_> = compiled.keys.into_iter().collect();
+                self.have(&keys).await?;
                 continue;
             }
             self.report(&description, compiled.problems);
             return Ok((description, compiled.snapshot));
         }
+    }
+
+    async fn have(&self, keys: &[WatchKey]) -> Result<(), Status> {
+        let here = self.cluster.have(keys).await;
+        here.map_err(|error| status::cluster(&error))
     }
 
     /// Waits until a new compilation may come to something else.

@@ -15,13 +15,11 @@ use super::{
     lease::{self, Leases},
     registration,
     status::{self, Violations},
-    watch::{self, Watched},
+    watching::Watching,
 };
 use crate::{
     authz::{Access, Caller, Resource},
-    cluster::Consistency,
     local::Source,
-    rates::Operation,
 };
 
 /// How long a registration waits for the catalog. It is on the agent by then, and reaches the
@@ -33,6 +31,7 @@ pub(super) struct Service {
     pub(super) context: Arc<GrpcContext>,
     pub(super) tasks: Arc<Tasks>,
     pub(super) leases: Arc<Leases>,
+    pub(super) watching: Watching,
 }
 
 impl Service {
@@ -124,37 +123,6 @@ impl Registry for Service {
         &self,
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = self.caller(&request)?;
-        let request = request.into_inner();
-        let resume_index = request.resume_index;
-        let watched = watch::parse(request, &caller)?;
-        let admitted = self.context.rates.admit(Operation::Read);
-        admitted.map_err(status::rate_exceeded)?;
-        let fresh = self.context.cluster.barrier(Consistency::Default).await;
-        fresh.map_err(|error| status::cluster(&error))?;
-        let registry = self.context.cluster.registry().clone();
-        let progress = self.context.limits.progress_every;
-        let shutdown = self.tasks.shutdown.clone();
-        let stream = feed::open(
-            &self.tasks.tracker,
-            self.tasks.patience,
-            |feed| async move {
-                let following = async {
-                    match watched {
-                        Watched::Instances(subject) => {
-                            watch::follow(subject, registry, resume_index, progress, feed).await
-                        }
-                        Watched::KeyValues(subject) => {
-                            watch::follow(subject, registry, resume_index, progress, feed).await
-                        }
-                    }
-                };
-                tokio::select! {
-                    ended = following => ended,
-                    () = shutdown.cancelled() => Err(status::shutting_down()),
-                }
-            },
-        );
-        Ok(Response::new(stream))
+        self.watching.watch(request).await
     }
 }

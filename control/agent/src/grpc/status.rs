@@ -89,7 +89,9 @@ pub(super) fn denied(denied: &Denied) -> Status {
 pub(super) fn cluster(error: &ClusterError) -> Status {
     let message = error.to_string();
     match error {
-        ClusterError::NoLeader => retry(Code::Unavailable, "NO_LEADER", message),
+        ClusterError::NoLeader | ClusterError::NoServers => {
+            retry(Code::Unavailable, "NO_LEADER", message)
+        }
         ClusterError::Overloaded => retry(Code::ResourceExhausted, "OVERLOADED", message),
         ClusterError::DiskFull(_) => retry(Code::ResourceExhausted, "DISK_FULL", message),
         ClusterError::OutcomeUnknown(_) => status(Code::Unknown, "OUTCOME_UNKNOWN", message),

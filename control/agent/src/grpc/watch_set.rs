@@ -10,12 +10,12 @@ use wharf_registry::{
 
 /// The keys that one answer depends on, watched.
 #[derive(Debug, Default)]
-pub(super) struct WatchSet(BTreeMap<WatchKey, Watcher>);
+pub(crate) struct WatchSet(BTreeMap<WatchKey, Watcher>);
 
 impl WatchSet {
     /// Watches exactly `keys` from now on. Whether that are more than before: then a view loaded
     /// earlier may have missed a change of a new one.
-    pub(super) fn set(&mut self, registry: &Registry, keys: &BTreeSet<WatchKey>) -> bool {
+    pub(crate) fn set(&mut self, registry: &Registry, keys: &BTreeSet<WatchKey>) -> bool {
         self.0.retain(|key, _| keys.contains(key));
         let grows = self.0.len() < keys.len();
         for key in keys {
@@ -27,7 +27,7 @@ impl WatchSet {
     }
 
     /// Completes when a key changed, and takes its change. Cancel safe.
-    pub(super) async fn changed(&mut self) -> WatchKey {
+    pub(crate) async fn changed(&mut self) -> WatchKey {
         let mut changes: FuturesUnordered<_> = self
             .0
             .values_mut()
@@ -43,7 +43,7 @@ impl WatchSet {
     }
 
     /// The keys that changed and were not taken yet, without waiting.
-    pub(super) fn take(&mut self) -> BTreeSet<WatchKey> {
+    pub(crate) fn take(&mut self) -> BTreeSet<WatchKey> {
         let changed = self.0.values_mut().filter_map(|watcher| {
             watcher
                 .changed()

@@ -162,6 +162,17 @@ fn resolve(view: &View, id: &str) -> Result<Str, HttpError> {
     }
 }
 
+/// Whether a path below `/v1/allocation/` is about what only this node has: the output of an allocation of its own.
+pub(crate) fn is_local(context: &HttpContext, rest: &str) -> bool {
+    let Some(id) = rest.strip_suffix("/logs") else {
+        return false;
+    };
+    let view = context.cluster.registry().view();
+    let id = resolve(&view, id);
+    let alloc = id.ok().and_then(|id| view.alloc(&id).cloned());
+    alloc.is_some_and(|alloc| *alloc.node_id == *context.node.id)
+}
+
 pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     let options = ReadOptions::parse(context, &request)?;
     let id = request.name("Must provide the id of an allocation")?;

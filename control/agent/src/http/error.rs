@@ -60,9 +60,10 @@ impl From<ClusterError> for HttpError {
             ClusterError::Operation(_) => StatusCode::BAD_REQUEST,
             ClusterError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             ClusterError::Refused(Refusal::Platform(refusal)) => platform_status(refusal),
-            ClusterError::NoLeader | ClusterError::OutcomeUnknown(_) | ClusterError::Refused(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            ClusterError::NoLeader
+            | ClusterError::NoServers
+            | ClusterError::OutcomeUnknown(_)
+            | ClusterError::Refused(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         HttpError::new(status, error.to_string())
     }

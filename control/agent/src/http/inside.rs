@@ -4,16 +4,37 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Either, Empty};
 use serde::de::DeserializeOwned;
 
-use super::{HttpContext, request, response, router::Router};
+use super::{
+    HttpContext,
+    request::{self, ChannelBody},
+    response::{self, Broken, Response},
+    router::Router,
+};
 
 /// The API of an agent.
 #[derive(Debug)]
 pub(crate) struct Inside {
     context: Arc<HttpContext>,
     router: Router,
+}
+
+/// The API of a server, for requests that came to client agents and were looked at there.
+#[derive(Debug)]
+pub(crate) struct Forwarded(Inside);
+
+impl Forwarded {
+    pub(crate) fn new(context: Arc<HttpContext>) -> Forwarded {
+        Forwarded(Inside::new(context))
+    }
+
+    /// Answers as the agent's own clients are answered, but for what the agent itself adds to every answer.
+    pub(crate) async fn answer(&self, request: http::Request<ChannelBody>) -> Response {
+        let request = request.map(|body| request::Body::Right(Either::Right(body)));
+        self.0.router.forwarded(&self.0.context, request).await
+    }
 }
 
 /// A whole answer.
@@ -32,6 +53,8 @@ pub(crate) enum InsideError {
     Request(#[from] http::Error),
     #[error("{status}: {text}")]
     Refused { status: StatusCode, text: String },
+    #[error(transparent)]
+    Broken(#[from] Broken),
     #[error("the answer is no JSON: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -54,7 +77,7 @@ impl Inside {
         if let Some(token) = token {
             request = request.header("x-consul-token", token);
         }
-        let request = request.body(request::Body::Right(Empty::new()))?;
+        let request = request.body(request::Body::Right(Either::Left(Empty::new())))?;
         let response = self.router.serve(&self.context, request, None).await;
         let (parts, body) = response.into_parts();
         let header = |name: &HeaderName| parts.headers.get(name).and_then(text);
@@ -62,10 +85,7 @@ impl Inside {
             status: parts.status,
             index: header(&response::INDEX).and_then(|index| index.parse().ok()),
             hash: header(&response::CONTENT_HASH).map(str::to_owned),
-            body: match body.collect().await {
-                Ok(body) => body.to_bytes(),
-                Err(never) => match never {},
-            },
+            body: body.collect().await?.to_bytes(),
         };
         Ok(answer)
     }

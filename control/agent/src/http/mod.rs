@@ -24,6 +24,7 @@ mod images;
 mod inside;
 mod jobs;
 mod kv;
+mod members;
 mod named;
 mod operator;
 mod platform_nodes;
@@ -42,7 +43,9 @@ use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use inside::{Inside, InsideAnswer, InsideError};
+pub(crate) use inside::{Forwarded, Inside, InsideAnswer, InsideError};
+pub(crate) use request::{ChannelBody, RequestBody};
+pub(crate) use response::{Body as ResponseBody, Response};
 pub use server::{HttpListener, HttpServer};
 
 use crate::{

@@ -3,18 +3,25 @@
 use http::StatusCode;
 use serde::Serialize;
 use uuid::Uuid;
-use wharf_registry::{consensus::Member, log::ServerId};
+use wharf_registry::{
+    Command,
+    command::{Deregister, DeregisterTarget},
+    consensus::Member,
+    log::ServerId,
+};
 
 use super::{
     HttpContext,
     blocking::check_datacenter,
     error::HttpError,
+    members::is_failed,
     request::Request,
     response::{self, Response},
 };
 use crate::{
     authz::{Access, Resource},
     cluster::Operator,
+    local::SERF_HEALTH,
 };
 
 #[derive(Debug, Serialize)]
@@ -182,8 +189,8 @@ pub(crate) async fn join(context: &HttpContext, request: Request) -> Result<Resp
     Ok(response::empty(StatusCode::OK))
 }
 
-/// `/v1/agent/force-leave/<node>`: takes a server that is dead out of the cluster. One that is alive stays, as it
-/// does with Consul.
+/// `/v1/agent/force-leave/<node>`: takes a server that is dead out of the cluster, and the node of an agent that is dead
+/// out of the catalog. One that is alive stays, as it does with Consul.
 pub(crate) async fn force_leave(
     context: &HttpContext,
     request: Request,
@@ -196,9 +203,28 @@ pub(crate) async fn force_leave(
     let member = members
         .into_iter()
         .find(|member| member.name.eq_ignore_ascii_case(name));
-    let member = member.ok_or_else(no_such)?;
+    let Some(member) = member else {
+        return force_agent_out(context, name).await;
+    };
     if !member.is_alive() {
         operator.remove(member.id).await?;
+    }
+    Ok(response::empty(StatusCode::OK))
+}
+
+async fn force_agent_out(context: &HttpContext, name: &str) -> Result<Response, HttpError> {
+    let view = context.cluster.registry().view();
+    let entry = view
+        .node(name)
+        .filter(|entry| entry.checks.contains_key(SERF_HEALTH));
+    let entry = entry
+        .ok_or_else(|| HttpError::not_found(format!("agent: No node found with name '{name}'")))?;
+    if is_failed(entry) {
+        let command = Command::Deregister(Deregister {
+            node: entry.node.name.clone(),
+            target: DeregisterTarget::Node,
+        });
+        context.cluster.write(command).await?;
     }
     Ok(response::empty(StatusCode::OK))
 }

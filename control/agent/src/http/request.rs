@@ -1,14 +1,20 @@
 //! A request as an endpoint sees it.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header, request::Parts};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, Either, Empty};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, mpsc};
 use wharf_config::Mode;
 
 use super::error::HttpError;
@@ -84,7 +90,7 @@ impl RequestBody {
     }
 
     /// The body itself, for an endpoint that takes it piece by piece.
-    pub(super) async fn lock(&self) -> MutexGuard<'_, Body> {
+    pub(crate) async fn lock(&self) -> MutexGuard<'_, Body> {
         self.0.lock().await
     }
 
@@ -112,8 +118,31 @@ impl RequestBody {
     }
 }
 
-/// What a client sends; what the agent asks of itself has no body.
-pub(crate) type Body = Either<Incoming, Empty<Bytes>>;
+/// What a client sends. What the agent asks of itself has no body, and what another agent passes on comes in pieces.
+pub(crate) type Body = Either<Incoming, Either<Empty<Bytes>, ChannelBody>>;
+
+/// A body that comes through a channel, piece by piece; an error is why it does not go on.
+#[derive(Debug)]
+pub(crate) struct ChannelBody(mpsc::Receiver<Result<Bytes, String>>);
+
+impl ChannelBody {
+    pub(crate) fn new(pieces: mpsc::Receiver<Result<Bytes, String>>) -> ChannelBody {
+        ChannelBody(pieces)
+    }
+}
+
+impl http_body::Body for ChannelBody {
+    type Data = Bytes;
+    type Error = String;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, String>>> {
+        let piece = self.0.poll_recv(context);
+        piece.map(|piece| piece.map(|piece| piece.map(Frame::data)))
+    }
+}
 
 /// The token of a request: `?token=`, then `X-Consul-Token`, then `Authorization: Bearer`.
 pub(super) fn token(query: &Query, parts: &Parts) -> Option<Token> {

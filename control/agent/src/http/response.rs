@@ -23,13 +23,20 @@ pub(crate) enum Body {
         mpsc::Receiver<Bytes>,
         Pin<Box<WaitForCancellationFutureOwned>>,
     ),
+    /// Comes from a server. If that breaks off, so does this: half an answer must not look whole.
+    PassedOn(mpsc::Receiver<Result<Bytes, String>>),
 }
+
+/// Why an answer broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer broke off: {0}")]
+pub(crate) struct Broken(String);
 
 pub(crate) type Response = http::Response<Body>;
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -45,6 +52,9 @@ impl http_body::Body for Body {
                     .poll_recv(context)
                     .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
+            Body::PassedOn(receiver) => receiver
+                .poll_recv(context)
+                .map(|piece| piece.map(|piece| piece.map(Frame::data).map_err(Broken))),
         }
     }
 
@@ -55,7 +65,7 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Body::Stream(..) => SizeHint::default(),
+            Body::Stream(..) | Body::PassedOn(_) => SizeHint::default(),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
     HttpContext, agent, agent_checks, agent_services, allocations, autopilot, catalog, compression,
     config_entries,
     error::HttpError,
-    health, images, jobs, kv, operator, platform_nodes,
+    health, images, jobs, kv, members, operator, platform_nodes,
     request::{self, PathProblem, Query, Request, RequestBody},
     response::{self, Response},
     snapshot, status,
@@ -46,7 +46,7 @@ macro_rules! endpoints {
 const ENDPOINTS: &[Endpoint] = endpoints! {
     "/v1/agent/self": GET => agent::own;
     "/v1/agent/version": GET => agent::version;
-    "/v1/agent/members": GET => agent::members;
+    "/v1/agent/members": GET => members::list;
     "/v1/agent/metrics": GET => agent::metrics;
     "/v1/agent/monitor": GET => agent::monitor;
     "/v1/agent/reload": PUT => agent::reload;
@@ -243,11 +243,7 @@ impl Router {
         let Some((endpoint, seconds, rest)) = self.find(&path) else {
             return Err(unknown(&path));
         };
-        let Some((_, handler)) = endpoint
-            .methods
-            .iter()
-            .find(|(method, _)| *method == parts.method)
-        else {
+        let Some(handler) = endpoint.handler(&parts.method) else {
             return Ok(other_method(endpoint, &parts.method));
         };
         let writers = &context.settings.load().allow_write_from;
@@ -261,24 +257,89 @@ impl Router {
             ));
         }
         admit(context, endpoint, &parts.method)?;
-        let query = Query::parse(parts.uri.query().unwrap_or(""));
-        let caller = context.authorizer.resolve(request::token(&query, &parts))?;
-        let request = Request {
-            rest: rest.to_owned(),
-            query,
-            headers: parts.headers,
-            caller,
-            body,
-        };
-        let blocking = request.query.has("index") || request.query.has("hash");
-        let started = Instant::now();
-        let result = handler(context, request).await;
-        // A parked read says nothing about how fast the agent is.
-        if !blocking {
-            seconds.record(started.elapsed());
+        if let Some(client) = context.cluster.client()
+            && !is_local(context, endpoint, rest)
+        {
+            return Ok(client.call(parts, body).await?);
         }
-        result
+        run(context, handler, seconds, rest, parts, body).await
     }
+
+    /// Answers a request that a client agent passed on.
+    pub(super) async fn forwarded(
+        &self,
+        context: &HttpContext,
+        request: http::Request<request::Body>,
+    ) -> Response {
+        let (parts, body) = request.into_parts();
+        let answer = async {
+            let path = request::decode_path(parts.uri.path())
+                .map_err(|_| HttpError::bad_request("the path is not as an agent passes it on"))?;
+            let found = self.find(&path);
+            let (endpoint, seconds, rest) = found.ok_or_else(|| unknown(&path))?;
+            let handler = endpoint.handler(&parts.method);
+            let handler = handler.ok_or_else(|| {
+                HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+            })?;
+            // The agent has its own rates, and this server those of all agents.
+            admit(context, endpoint, &parts.method)?;
+            run(
+                context,
+                handler,
+                seconds,
+                rest,
+                parts,
+                RequestBody::new(body),
+            )
+            .await
+        };
+        answer.await.unwrap_or_else(Response::from)
+    }
+}
+
+impl Endpoint {
+    fn handler(&self, method: &Method) -> Option<Handler> {
+        let mut methods = self.methods.iter();
+        let (_, handler) = methods.find(|(own, _)| own == method)?;
+        Some(*handler)
+    }
+}
+
+/// Whether an agent that is no server answers by itself: about itself, and what only it has.
+fn is_local(context: &HttpContext, endpoint: &Endpoint, rest: &str) -> bool {
+    match endpoint.path {
+        "/v1/agent/members" | "/v1/agent/force-leave/" => false,
+        "/v1/allocation/" => allocations::is_local(context, rest),
+        path => path.starts_with("/v1/agent/") || path.starts_with("/v1/image"),
+    }
+}
+
+/// Calls the endpoint.
+async fn run(
+    context: &HttpContext,
+    handler: Handler,
+    seconds: &metrics::Histogram,
+    rest: &str,
+    parts: Parts,
+    body: RequestBody,
+) -> Result<Response, HttpError> {
+    let query = Query::parse(parts.uri.query().unwrap_or(""));
+    let caller = context.authorizer.resolve(request::token(&query, &parts))?;
+    let request = Request {
+        rest: rest.to_owned(),
+        query,
+        headers: parts.headers,
+        caller,
+        body,
+    };
+    let blocking = request.query.has("index") || request.query.has("hash");
+    let started = Instant::now();
+    let result = handler(context, request).await;
+    // A parked read says nothing about how fast the agent is.
+    if !blocking {
+        seconds.record(started.elapsed());
+    }
+    result
 }
 
 /// What only concerns this agent, and what an operator needs to bring a cluster back, is never refused.

@@ -90,6 +90,20 @@ pub(crate) enum CallError {
     Unknown(String),
 }
 
+/// How a server is reached at `host:port`.
+pub(crate) fn channel(address: &str) -> Result<Endpoint, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.map_err(|error| error.to_string())?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_WITHIN)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_WITHIN)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW))
+}
+
 impl Peers {
     pub(super) fn introduced_by(&self, introductions: &Arc<Introductions>) {
         // There is one for each process.
@@ -114,20 +128,11 @@ impl Peers {
         let channel = match channels.get(&key) {
             Some(channel) => channel.clone(),
             None => {
-                let endpoint = Endpoint::from_shared(format!("http://{address}"));
-                let endpoint = endpoint.map_err(|error| TransportError::Unreachable {
+                let channel = channel(address).map_err(|reason| TransportError::Unreachable {
                     address: address.to_owned(),
-                    reason: error.to_string(),
+                    reason,
                 })?;
-                let channel = endpoint
-                    .connect_timeout(CONNECT_WITHIN)
-                    .tcp_nodelay(true)
-                    .http2_keep_alive_interval(PING_EVERY)
-                    .keep_alive_timeout(PING_WITHIN)
-                    .keep_alive_while_idle(true)
-                    .initial_stream_window_size(WINDOW)
-                    .initial_connection_window_size(WINDOW)
-                    .connect_lazy();
+                let channel = channel.connect_lazy();
                 if channels.len() >= MAX_CHANNELS {
                     channels.clear();
                 }
@@ -168,7 +173,7 @@ impl Peers {
 }
 
 /// Whether there was no connection to send anything over.
-fn is_connect_error(status: &Status) -> bool {
+pub(crate) fn is_connect_error(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {

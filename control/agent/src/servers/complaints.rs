@@ -14,16 +14,16 @@ const PAUSE: Duration = Duration::from_secs(60);
 const KEPT: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct Complaints(Mutex<HashMap<String, Instant>>);
+pub(crate) struct Complaints(Mutex<HashMap<String, Instant>>);
 
 impl Complaints {
-    pub(super) fn warn(&self, text: &str) {
+    pub(crate) fn warn(&self, text: &str) {
         if self.is_news(text) {
             tracing::warn!("{text}");
         }
     }
 
-    pub(super) fn error(&self, text: &str) {
+    pub(crate) fn error(&self, text: &str) {
         if self.is_news(text) {
             tracing::error!("{text}");
         }

@@ -493,22 +493,35 @@ impl Introductions {
 
     /// The addresses of the configured places: names are looked up each time.
     async fn resolve(&self) -> BTreeSet<String> {
-        let mut addresses = BTreeSet::new();
-        for place in &self.about.retry_join {
-            let with_port = with_port(place, self.about.default_port);
-            match tokio::net::lookup_host(&with_port).await {
-                Ok(found) => addresses.extend(found.map(|address| address.to_string())),
-                Err(error) => self
-                    .complaints
-                    .warn(&format!("cannot look up {place:?} of retry_join: {error}")),
-            }
-        }
-        addresses
+        lookup(
+            &self.about.retry_join,
+            self.about.default_port,
+            &self.complaints,
+        )
+        .await
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The addresses of configured places, which may be names.
+pub(crate) async fn lookup(
+    places: &[String],
+    default_port: u16,
+    complaints: &Complaints,
+) -> BTreeSet<String> {
+    let mut addresses = BTreeSet::new();
+    for place in places {
+        match tokio::net::lookup_host(with_port(place, default_port)).await {
+            Ok(found) => addresses.extend(found.map(|address| address.to_string())),
+            Err(error) => {
+                complaints.warn(&format!("cannot look up {place:?} of retry_join: {error}"));
+            }
+        }
+    }
+    addresses
 }
 
 fn read_met(place: &str, reply: proto::HelloReply) -> Result<Met, Malformed> {

@@ -10,6 +10,7 @@
 //! The consensus lives in the registry and knows nothing of sockets: it is given a
 //! [`wharf_registry::consensus::Transport`], which is [`Peers`].
 
+pub(crate) mod agents;
 mod client;
 mod complaints;
 mod introduction;
@@ -20,18 +21,24 @@ mod wire;
 use std::sync::Arc;
 
 use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wharf_registry::{consensus::Consensus, log::Server};
 
-use self::{introduction::Introductions, service::Service};
-use crate::grpc::GrpcListener;
+use self::{agents::Presence, introduction::Introductions, service::Service};
+use crate::{
+    cluster::Cluster,
+    grpc::{GrpcContext, GrpcListener, Watching},
+    http::HttpContext,
+};
 
-pub(crate) use client::{CallError, Peers, enveloped};
+pub(crate) use client::{CallError, Peers, channel, enveloped, is_connect_error};
+pub(crate) use complaints::Complaints;
+pub(crate) use introduction::lookup;
 pub(crate) use presence::watch_over_servers;
 pub(crate) use wire::{read_leader, read_member};
 
 /// The longest message: a command of the largest size, with what is around it.
-const MAX_MESSAGE: usize = 20 << 20;
+pub(crate) const MAX_MESSAGE: usize = 20 << 20;
 /// What may be on its way before the other side has taken it, on a stream and on its connection.
 const WINDOW: u32 = 4 << 20;
 
@@ -56,30 +63,63 @@ pub(crate) struct Running {
     serving: JoinHandle<()>,
     looking: JoinHandle<()>,
     stop_looking: CancellationToken,
+    /// The sessions of agents, and who looks after them.
+    tasks: TaskTracker,
 }
 
-/// Serves other servers on `listener`, and looks for them.
+/// What this server serves its client agents with.
+#[derive(Debug)]
+pub(crate) struct ForAgents {
+    pub(crate) cluster: Arc<dyn Cluster>,
+    pub(crate) http: Arc<HttpContext>,
+    pub(crate) grpc: Arc<GrpcContext>,
+}
+
+/// Serves other servers and client agents on `listener`, and looks for other servers.
 pub(crate) fn start(
     listener: TcpListener,
     consensus: Consensus,
     peers: Peers,
     introduction: Introduction,
+    for_agents: ForAgents,
 ) -> Running {
     let stop = CancellationToken::new();
+    let presence = Arc::new(Presence::default());
+    let tasks = TaskTracker::new();
+    let agents = agents::Service {
+        own: wire::write_server(consensus.id(), &introduction.server),
+        datacenter: introduction.datacenter.clone(),
+        consensus: consensus.clone(),
+        cluster: for_agents.cluster.clone(),
+        presence: presence.clone(),
+        api: Arc::new(agents::Api::new(for_agents.http)),
+        watching: Watching::new(for_agents.grpc, stop.clone()),
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    };
+    tasks.spawn(agents::watch_over_agents(
+        presence.clone(),
+        for_agents.cluster,
+        consensus.clone(),
+        peers.clone(),
+        stop.clone(),
+    ));
     let introductions = Introductions::new(consensus.clone(), peers.clone(), introduction);
     let introductions = Arc::new(introductions);
     peers.introduced_by(&introductions);
     let service = Service {
         consensus,
         introductions: introductions.clone(),
+        presence,
         complaints: complaints::Complaints::default(),
     };
     let stop_looking = CancellationToken::new();
     Running {
-        serving: service::serve(GrpcListener::Plain(listener), service, stop.clone()),
+        serving: service::serve(GrpcListener::Plain(listener), service, agents, stop.clone()),
         looking: tokio::spawn(introductions.run(stop_looking.clone())),
         stop,
         stop_looking,
+        tasks,
     }
 }
 
@@ -93,6 +133,8 @@ impl Running {
     /// Ends the rest of it; other servers find this one gone.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
         ended(self.serving.await);
     }
 }

@@ -26,8 +26,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// A node of a server is removed when the server has been out of the membership for so many looks.
 const GONE_AFTER: u32 = 5;
 
-const ALIVE: &str = "Agent alive and reachable";
-const DEAD: &str = "Agent not live or unreachable";
+pub(super) const ALIVE: &str = "Agent alive and reachable";
+pub(super) const DEAD: &str = "Agent not live or unreachable";
 
 /// While this server leads, keeps `serfHealth` of the servers true, and takes away what those that left
 /// for good leave behind.

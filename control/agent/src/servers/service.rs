@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::Server as GrpcServer};
 use wharf_proto::server::v1::{
     self as proto,
+    agents_server::AgentsServer,
     servers_server::{Servers, ServersServer},
 };
 use wharf_registry::{
@@ -22,6 +23,7 @@ use wharf_registry::{
 
 use super::{
     MAX_MESSAGE, WINDOW,
+    agents::{self, Presence},
     client::{PING_EVERY, PING_WITHIN},
     complaints::Complaints,
     introduction::Introductions,
@@ -44,6 +46,7 @@ const PARTS_AHEAD: usize = 4;
 pub(super) struct Service {
     pub(super) consensus: Consensus,
     pub(super) introductions: Arc<Introductions>,
+    pub(super) presence: Arc<Presence>,
     pub(super) complaints: Complaints,
 }
 
@@ -52,6 +55,7 @@ pub(super) struct Service {
 pub(super) fn serve(
     listener: GrpcListener,
     service: Service,
+    agents: agents::Service,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
     let bounds = Bounds {
@@ -70,6 +74,11 @@ pub(super) fn serve(
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_WITHIN))
         .add_service(service)
+        .add_service(
+            AgentsServer::new(agents)
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE),
+        )
         .serve_with_incoming_shutdown(incoming.boxed(), stop.cancelled_owned());
     tokio::spawn(async move {
         if let Err(error) = server.await {
@@ -351,6 +360,15 @@ impl Servers for Service {
         let removed = self.consensus.remove(id).await;
         removed.map_err(|error| membership_status(&error))?;
         Ok(Response::new(proto::RemoveReply {}))
+    }
+
+    async fn report(
+        &self,
+        request: Request<proto::ReportRequest>,
+    ) -> Result<Response<proto::ReportReply>, Status> {
+        self.admitted(&request).await?;
+        let reply = agents::reported(&self.presence, request.into_inner())?;
+        Ok(Response::new(reply))
     }
 
     async fn transfer_leadership(

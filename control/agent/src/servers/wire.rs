@@ -69,16 +69,16 @@ pub(super) fn read_envelope(metadata: &MetadataMap) -> Read<Envelope> {
 
 // === ids and servers ===
 
-pub(super) fn write_id(id: Uuid) -> Bytes {
+pub(crate) fn write_id(id: Uuid) -> Bytes {
     Bytes::copy_from_slice(id.as_bytes())
 }
 
-pub(super) fn read_id(bytes: &[u8]) -> Read<Uuid> {
+pub(crate) fn read_id(bytes: &[u8]) -> Read<Uuid> {
     Uuid::from_slice(bytes).map_err(|_| Malformed("an id that is no UUID"))
 }
 
 /// Empty bytes are no id.
-pub(super) fn read_optional_id(bytes: &[u8]) -> Read<Option<Uuid>> {
+pub(crate) fn read_optional_id(bytes: &[u8]) -> Read<Option<Uuid>> {
     match bytes {
         [] => Ok(None),
         bytes => read_id(bytes).map(Some),
@@ -93,7 +93,7 @@ pub(super) fn write_server(id: ServerId, server: &Server) -> proto::Server {
     }
 }
 
-pub(super) fn read_server(server: Option<proto::Server>) -> Read<(ServerId, Server)> {
+pub(crate) fn read_server(server: Option<proto::Server>) -> Read<(ServerId, Server)> {
     let proto::Server { id, name, address } = server.ok_or(Malformed("no server"))?;
     let text = |text: &str| !text.is_empty() && text.len() <= MAX_TEXT;
     if !text(&name) || !text(&address) {

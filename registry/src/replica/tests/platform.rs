@@ -192,7 +192,7 @@ pub(super) fn questions() -> Vec<Question> {
 }
 
 /// A history that gets somewhere: nodes and jobs first, then mostly plans for them.
-fn history() -> impl Strategy<Value = Vec<Command>> {
+pub(super) fn history() -> impl Strategy<Value = Vec<Command>> {
     let nodes = NODES.iter().map(|id| {
         let node = PlatformNode {
             id: (*id).into(),

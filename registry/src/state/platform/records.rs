@@ -1,6 +1,6 @@
 //! The tables of the platform in a snapshot.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,38 @@ impl PlatformState {
             .chain(versions)
             .chain(nodes)
             .chain(allocs)
+    }
+
+    /// Those of one node, with as much of the jobs as its allocations refer to; nothing for an unknown node.
+    pub(crate) fn node_records(&self, id: &str) -> Vec<PlatformRecord> {
+        let Some(entry) = self.nodes.get(id) else {
+            return Vec::new();
+        };
+        let allocs: Vec<&Arc<Alloc>> = self.allocs_of(Some(&entry.allocs)).collect();
+        let used: BTreeSet<(&Str, u64)> = allocs
+            .iter()
+            .map(|alloc| (&alloc.job_name, alloc.job_version))
+            .collect();
+        let names: BTreeSet<&Str> = used.iter().map(|(name, _)| *name).collect();
+        // Nothing that changes with other nodes' allocations.
+        let jobs = names.into_iter().map(|name| PlatformRecord::Job {
+            name: name.clone(),
+            job: None,
+            index: 0,
+            allocs_index: 0,
+        });
+        let versions = used.into_iter().filter_map(|(name, version)| {
+            let job = self.jobs.get(name)?.versions.get(&version)?;
+            Some(PlatformRecord::JobVersion(job.clone()))
+        });
+        let node = PlatformRecord::Node {
+            node: entry.node.clone(),
+            allocs_index: entry.allocs_index,
+        };
+        let allocs = allocs
+            .iter()
+            .map(|alloc| PlatformRecord::Alloc((*alloc).clone()));
+        jobs.chain(versions).chain([node]).chain(allocs).collect()
     }
 
     pub(in crate::state) fn insert(&mut self, record: PlatformRecord) -> Result<(), RecordError> {

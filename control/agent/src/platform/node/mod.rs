@@ -100,6 +100,8 @@ impl NodeLoop {
             .watch(WatchKey::NodeAllocs(self.facts.id.clone()))
             .standing();
         let mut known = self.cluster.registry().watch(self.watch_key()).standing();
+        // Before it is known what is wanted here, nothing is stopped.
+        have(&*self.cluster, &self.facts.id).await;
         register(&*self.cluster, &self.facts).await;
         let mut swept = false;
         loop {
@@ -270,6 +272,14 @@ async fn register(cluster: &dyn Cluster, facts: &PlatformNode) {
     }
 }
 
+/// Waits until what the state wants of a node is known here.
+async fn have(cluster: &dyn Cluster, id: &Str) {
+    while let Err(error) = cluster.have(&[WatchKey::PlatformNode(id.clone())]).await {
+        tracing::debug!(%error, "what is wanted of this node is not known yet");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
 /// A node that can run nothing says why, where people look for it: at the job that finds no node.
 #[derive(Debug)]
 pub(crate) struct IdleNode {
@@ -295,6 +305,7 @@ impl IdleNode {
         let key = WatchKey::PlatformNode(self.facts.id.clone());
         let mut known = registry.watch(key).standing();
         let keep = async {
+            have(&*self.cluster, &self.facts.id).await;
             loop {
                 if registry.view().platform_node(&self.facts.id).is_none() {
                     register(&*self.cluster, &self.facts).await;

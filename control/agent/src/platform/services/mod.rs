@@ -17,7 +17,10 @@ use std::{
 };
 
 use wharf_launcher::services::{AllocServices, BoxFuture, Services, ServicesError, Sidecar};
-use wharf_registry::model::{CheckStatus, Str};
+use wharf_registry::{
+    model::{CheckStatus, Str},
+    watch::WatchKey,
+};
 
 use self::{
     derive::{Derived, Place, derive},
@@ -59,7 +62,11 @@ impl NodeServices {
             return;
         }
         // The status of before is the catalog's. Without a leader it is what this agent has of it.
-        let fresh = self.cluster.barrier(Consistency::Default);
+        let own = [WatchKey::node(&self.local.node().name)];
+        let fresh = async {
+            self.cluster.have(&own).await?;
+            self.cluster.barrier(Consistency::Default).await
+        };
         if !matches!(
             tokio::time::timeout(CATALOG_WITHIN, fresh).await,
             Ok(Ok(()))

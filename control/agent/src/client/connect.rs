@@ -1,0 +1,144 @@
+//! Which server, and when to go to another.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use rand::seq::SliceRandom as _;
+use tokio::{sync::mpsc, time::sleep};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use wharf_registry::Mirror;
+
+use super::{
+    Ask, ClientOptions, Shared,
+    session::{End, Session},
+};
+use crate::servers::{Complaints, lookup};
+
+/// Pauses between two rounds over all servers, none of which takes this agent.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keeps a session, with one server after the other.
+pub(super) struct Connector {
+    pub(super) options: ClientOptions,
+    pub(super) shared: Arc<Shared>,
+    pub(super) mirror: Mirror,
+    pub(super) asked: mpsc::Receiver<Ask>,
+    /// The cluster of the first server that took this agent. It belongs to no other while it runs.
+    pub(super) cluster: Option<Uuid>,
+    complaints: Complaints,
+}
+
+impl Connector {
+    pub(super) fn new(
+        options: ClientOptions,
+        shared: Arc<Shared>,
+        mirror: Mirror,
+        asked: mpsc::Receiver<Ask>,
+    ) -> Connector {
+        Connector {
+            options,
+            shared,
+            mirror,
+            asked,
+            cluster: None,
+            complaints: Complaints::default(),
+        }
+    }
+
+    /// Runs until `stop`.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = self.keep_session() => {}
+            () = stop.cancelled() => {}
+        }
+        self.shared.link.send_replace(None);
+    }
+
+    async fn keep_session(&mut self) {
+        let mut pause = FIRST_PAUSE;
+        // The server that was left last: tried again after all others.
+        let mut left = None;
+        loop {
+            for address in self.candidates(left.take()).await {
+                let Some(end) = self.session_with(&address).await else {
+                    continue;
+                };
+                pause = FIRST_PAUSE;
+                match end {
+                    End::Lost(reason) => {
+                        tracing::info!(address, reason, "the session with a server is over");
+                    }
+                    End::Moving(reason) => {
+                        tracing::debug!(address, reason, "going to another server")
+                    }
+                }
+                left = Some(address);
+                break;
+            }
+            if left.is_none() {
+                // Not all agents at the same moment.
+                sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+        }
+    }
+
+    /// One session from beginning to end; `None` where there was none.
+    async fn session_with(&mut self, address: &str) -> Option<End> {
+        match Session::open(self, address).await {
+            Ok(session) => {
+                let end = session.run(self).await;
+                self.shared.link.send_replace(None);
+                Some(end)
+            }
+            Err(error) if error.is_refusal => {
+                self.complaints.warn(&format!(
+                    "the server at {address} does not take this agent: {}",
+                    error.reason
+                ));
+                None
+            }
+            Err(error) => {
+                tracing::debug!(
+                    address,
+                    reason = error.reason,
+                    "no session with this server"
+                );
+                None
+            }
+        }
+    }
+
+    /// Where to try, in an order of its own for every agent and every time.
+    async fn candidates(&self, left: Option<String>) -> Vec<String> {
+        let known: BTreeSet<String> = {
+            let servers = self.shared.servers.borrow();
+            let members = servers.members.iter();
+            members.map(|member| member.address.clone()).collect()
+        };
+        let mut first: Vec<String> = known.iter().cloned().collect();
+        first.shuffle(&mut rand::rng());
+        // Names may take long to look up, or for ever: they are the last resort once servers are known.
+        let mut rest = Vec::new();
+        if first.is_empty() || left.is_none() {
+            let ClientOptions {
+                retry_join,
+                default_port,
+                ..
+            } = &self.options;
+            let places = lookup(retry_join, *default_port, &self.complaints).await;
+            rest = places
+                .into_iter()
+                .filter(|place| !known.contains(place))
+                .collect();
+            rest.shuffle(&mut rand::rng());
+        }
+        first.extend(rest);
+        if let Some(left) = left {
+            first.retain(|address| *address != left);
+            first.push(left);
+        }
+        first
+    }
+}

@@ -1,0 +1,414 @@
+//! A client agent's way to the servers.
+//!
+//! It has one connection, to one server: its *session*, which is its lease, carries its changes, and tells it what it
+//! follows; requests of the HTTP API and watches that it passes on run beside the session on the same connection.
+//! If the server is lost, silent or without a leader, another takes its place.
+//!
+//! ```text
+//! session    one session, from greeting to end
+//! connect    which server, and when to go to another
+//! topics     what is followed, and for how long
+//! call       requests of the HTTP API, passed on
+//! names      what DNS needs
+//! ```
+//!
+//! What is followed is held in a [`Mirror`](wharf_registry::Mirror), whose registry everything above reads as it would
+//! read a server's: anti-entropy its own node, a proxy the services that it calls, DNS what it is asked for, the
+//! platform its allocations. It is there while no server can be reached, as of the last moment that one could.
+
+mod call;
+mod connect;
+mod names;
+mod session;
+mod topics;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status, Streaming, transport::Channel};
+use wharf_proto::{
+    server::v1::{self as proto, agents_client::AgentsClient, session_request},
+    v1::{WatchRequest, WatchResponse},
+};
+use wharf_registry::{
+    Command, Mirror, Outcome, Registry,
+    command::{Deregister, DeregisterTarget},
+    consensus::Member,
+    mirror::Topic,
+    model::Node,
+    watch::WatchKey,
+};
+
+use self::{connect::Connector, topics::Topics};
+use crate::{
+    cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader},
+    servers::MAX_MESSAGE,
+};
+
+pub(crate) use names::Names;
+
+/// Questions to the session that wait at once.
+const WAITING: usize = 1024;
+/// How long an agent that leaves tries to say so.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+/// How long an agent that ends without leaving is expected back.
+const RESTART_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a client agent has to know before it begins.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientOptions {
+    /// As it stands in the catalog.
+    pub(crate) node: Node,
+    pub(crate) datacenter: String,
+    /// Where servers may be: `host`, `host:port` or an address.
+    pub(crate) retry_join: Vec<String>,
+    /// The port of a place without one.
+    pub(crate) default_port: u16,
+    /// How long reads and writes wait for a server.
+    pub(crate) hold: Duration,
+}
+
+/// The way to the servers. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    registry: Registry,
+    topics: Mutex<Topics>,
+    /// Moves when something that is followed was told for the first time.
+    told: watch::Sender<()>,
+    asks: mpsc::Sender<Ask>,
+    link: watch::Sender<Option<Link>>,
+    servers: watch::Sender<Servers>,
+    nodes: std::sync::atomic::AtomicU64,
+    last_contact: Mutex<Option<Instant>>,
+    hold: Duration,
+    node: Node,
+}
+
+/// The connection to a server that has welcomed this agent.
+#[derive(Clone, Debug)]
+struct Link {
+    channel: Channel,
+    /// Another one for every session.
+    session: u64,
+}
+
+/// The servers, as one of them told last.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Servers {
+    members: Vec<Member>,
+    leader: Option<String>,
+}
+
+/// What the session is asked for.
+#[derive(Debug)]
+enum Ask {
+    Follow(Vec<Topic>),
+    Request {
+        request: session_request::Request,
+        answer: oneshot::Sender<Result<Outcome, ClusterError>>,
+    },
+    Bye {
+        hold: Duration,
+        said: oneshot::Sender<()>,
+    },
+}
+
+/// The task behind a [`Client`].
+#[derive(Debug)]
+pub(crate) struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the session with the servers ended badly");
+        }
+    }
+}
+
+/// Begins to look for servers.
+pub(crate) fn start(options: ClientOptions) -> (Client, Running) {
+    let mirror = Mirror::new();
+    let (asks, asked) = mpsc::channel(WAITING);
+    let shared = Arc::new(Shared {
+        registry: mirror.registry(),
+        topics: Mutex::default(),
+        told: watch::Sender::new(()),
+        asks,
+        link: watch::Sender::new(None),
+        servers: watch::Sender::default(),
+        nodes: std::sync::atomic::AtomicU64::new(0),
+        last_contact: Mutex::default(),
+        hold: options.hold,
+        node: options.node.clone(),
+    });
+    let stop = CancellationToken::new();
+    let connector = Connector::new(options, shared.clone(), mirror, asked);
+    let running = Running {
+        stop: stop.clone(),
+        task: tokio::spawn(connector.run(stop)),
+    };
+    (Client { shared }, running)
+}
+
+impl Shared {
+    fn topics(&self) -> MutexGuard<'_, Topics> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard(&self) {
+        let mut last = self
+            .last_contact
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = Some(Instant::now());
+    }
+}
+
+impl Client {
+    /// Asks once, at the session that there is, or the next one.
+    async fn ask_once(
+        &self,
+        request: session_request::Request,
+        deadline: Instant,
+    ) -> Result<Outcome, ClusterError> {
+        let (answer, answered) = oneshot::channel();
+        let ask = Ask::Request { request, answer };
+        let none = |_| match self.shared.link.borrow().is_some() {
+            true => ClusterError::NoLeader,
+            false => ClusterError::NoServers,
+        };
+        let sent = tokio::time::timeout_at(deadline, self.shared.asks.send(ask)).await;
+        sent.map_err(none)?
+            .map_err(|_| ClusterError::ShuttingDown)?;
+        // While there is a session its server answers, or the session ends; without one, time runs out.
+        let mut link = self.shared.link.subscribe();
+        let no_session = async {
+            tokio::time::sleep_until(deadline).await;
+            let _ = link.wait_for(Option::is_none).await;
+        };
+        tokio::select! {
+            answer = answered => answer.unwrap_or(Err(ClusterError::ShuttingDown)),
+            () = no_session => Err(ClusterError::NoServers),
+        }
+    }
+
+    /// Asks until there is an answer, within the hold time.
+    async fn ask(&self, request: session_request::Request) -> Result<Outcome, ClusterError> {
+        let deadline = Instant::now() + self.shared.hold;
+        loop {
+            let result = self.ask_once(request.clone(), deadline).await;
+            let again = matches!(
+                result,
+                Err(ClusterError::NoLeader | ClusterError::NoServers)
+            );
+            if !again || Instant::now() >= deadline {
+                return result;
+            }
+            // The server had waited for a leader itself: the next one may know one.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Follows topics; completes when all of them have been told, or with false at the deadline.
+    async fn follow(&self, topics: Vec<Topic>, deadline: Instant) -> bool {
+        let mut told = self.shared.told.subscribe();
+        let new = self.shared.topics().want(&topics, Instant::now());
+        if !new.is_empty() {
+            let ask = self.shared.asks.send(Ask::Follow(new));
+            // If it does not get through, the next session follows them.
+            let _ = tokio::time::timeout_at(deadline, ask).await;
+        }
+        loop {
+            if self.shared.topics().are_told(&topics) {
+                return true;
+            }
+            match tokio::time::timeout_at(deadline, told.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// The connection that there is, or the next one.
+    async fn link(&self, deadline: Instant) -> Result<Link, ClusterError> {
+        let mut link = self.shared.link.subscribe();
+        let there = link.wait_for(Option::is_some);
+        match tokio::time::timeout_at(deadline, there).await {
+            Ok(Ok(link)) => link.clone().ok_or(ClusterError::NoServers),
+            Ok(Err(_)) => Err(ClusterError::ShuttingDown),
+            Err(_) => Err(ClusterError::NoServers),
+        }
+    }
+
+    fn calls(link: &Link) -> AgentsClient<Channel> {
+        AgentsClient::new(link.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Passes a watch on to a server.
+    pub(crate) async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Streaming<WatchResponse>, Status> {
+        let deadline = Instant::now() + self.shared.hold;
+        let link = self.link(deadline).await;
+        let link = link.map_err(|error| Status::unavailable(error.to_string()))?;
+        let (metadata, _, message) = request.into_parts();
+        let mut passed_on = Request::new(message);
+        // Who asks is for the server to judge.
+        for name in ["x-consul-token", "authorization"] {
+            if let Some(value) = metadata.get(name) {
+                passed_on.metadata_mut().insert(name, value.clone());
+            }
+        }
+        let answers = Self::calls(&link).watch(passed_on).await?;
+        Ok(answers.into_inner())
+    }
+
+    /// Takes this node out of the catalog, with everything on it.
+    pub(crate) async fn leave(&self) {
+        let command = Command::Deregister(Deregister {
+            node: self.shared.node.name.clone(),
+            target: DeregisterTarget::Node,
+        });
+        let gone = tokio::time::timeout(LEAVE_WITHIN, self.propose(command)).await;
+        match gone {
+            Ok(Ok(_)) => tracing::info!("left the cluster"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the servers will find this node gone instead of left");
+            }
+            Err(_) => tracing::warn!("the servers will find this node gone instead of left"),
+        }
+    }
+
+    /// Tells the server that this agent ends on purpose, and is expected back for a while.
+    pub(crate) async fn bye(&self) {
+        let (said, heard) = oneshot::channel();
+        let hold = RESTART_WITHIN;
+        if self.shared.link.borrow().is_none()
+            || self.shared.asks.try_send(Ask::Bye { hold, said }).is_err()
+        {
+            return;
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), heard).await;
+    }
+}
+
+impl Cluster for Client {
+    fn registry(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ClusterError>> {
+        Box::pin(self.ask(session_request::Request::Change(command.encode())))
+    }
+
+    fn barrier(&self, consistency: Consistency) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(async move {
+            let freshness = match consistency {
+                Consistency::Stale => return Ok(()),
+                Consistency::Default => proto::Freshness::Lease,
+                Consistency::Consistent => proto::Freshness::Quorum,
+            };
+            let request = session_request::Request::Sync(freshness.into());
+            self.ask(request).await.map(|_| ())
+        })
+    }
+
+    fn leader(&self) -> Option<Leader> {
+        self.shared.link.borrow().as_ref()?;
+        let servers = self.shared.servers.borrow();
+        Some(Leader {
+            address: servers.leader.clone()?,
+            is_self: false,
+        })
+    }
+
+    fn peers(&self) -> Vec<String> {
+        let servers = self.shared.servers.borrow();
+        let addresses = servers.members.iter().map(|member| member.address.clone());
+        addresses.collect()
+    }
+
+    fn term(&self) -> u64 {
+        0
+    }
+
+    /// Also a new session: what the agent says of its node is compared then.
+    fn leader_changed(&self) -> BoxFuture<'_, ()> {
+        let mut servers = self.shared.servers.subscribe();
+        let mut link = self.shared.link.subscribe();
+        let leader = servers.borrow_and_update().leader.clone();
+        let session = link.borrow_and_update().as_ref().map(|link| link.session);
+        Box::pin(async move {
+            loop {
+                let changed = tokio::select! {
+                    changed = servers.changed() => changed,
+                    changed = link.changed() => changed,
+                };
+                if changed.is_err() {
+                    return std::future::pending().await;
+                }
+                let now = link.borrow_and_update().as_ref().map(|link| link.session);
+                if servers.borrow_and_update().leader != leader || now != session {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn last_contact(&self) -> Duration {
+        let last = self
+            .shared
+            .last_contact
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        last.map(|last| last.elapsed()).unwrap_or_default()
+    }
+
+    fn have<'a>(&'a self, keys: &'a [WatchKey]) -> BoxFuture<'a, Result<(), ClusterError>> {
+        Box::pin(async move {
+            let topics: Vec<Topic> = keys.iter().filter_map(Topic::of).collect();
+            let deadline = Instant::now() + self.shared.hold;
+            match self.follow(topics, deadline).await {
+                true => Ok(()),
+                false => Err(ClusterError::NoServers),
+            }
+        })
+    }
+
+    fn node_count(&self) -> usize {
+        let nodes = self.shared.nodes.load(std::sync::atomic::Ordering::Relaxed);
+        usize::try_from(nodes).unwrap_or(usize::MAX)
+    }
+
+    fn client(&self) -> Option<&Client> {
+        Some(self)
+    }
+
+    fn stats(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn servers(&self) -> Vec<Member> {
+        self.shared.servers.borrow().members.clone()
+    }
+}

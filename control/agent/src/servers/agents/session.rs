@@ -1,0 +1,329 @@
+//! One agent's session, from the server's side: its lease, its changes, and the topics that it follows.
+//!
+//! What is told is always the difference between two views: that which was told last, and the newest. So an agent that
+//! reads slowly is told less often, never from a queue; and all that is told at once is of one view.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use wharf_proto::server::v1::{
+    self as proto, from_agent::Message as From, session_request, to_agent::Message as To,
+};
+use wharf_registry::{
+    Command, Outcome, View,
+    mirror::{self, Topic},
+};
+
+use super::{
+    presence::Held,
+    wire::{self, Welcoming},
+};
+use crate::{
+    cluster::{BoxFuture, Cluster, ClusterError, Consistency},
+    grpc::WatchSet,
+    servers::agents::roll::LEASE,
+};
+
+/// How long to gather changes before an agent is told.
+const GATHER: Duration = Duration::from_millis(5);
+/// How long an agent may leave what it is told unread.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// After how much silence a connection that breaks says nothing about the agent's process, which speaks at least every two
+/// seconds: that it does not answer pings any more shows three seconds later.
+const SILENCE: Duration = Duration::from_millis(2500);
+/// How often the agent is told that its server is there, and who the others are if that has changed.
+const BEAT: Duration = Duration::from_secs(1);
+/// Topics that one agent may follow; changes and questions of one that are under way.
+const MAX_TOPICS: usize = 16_384;
+const MAX_REQUESTS: usize = 1024;
+/// Instances in one piece of news, and bytes of news in one message, about.
+const ROWS: usize = 500;
+const MESSAGE: usize = 1 << 20;
+
+pub(super) type Sender = mpsc::Sender<Result<proto::ToAgent, Status>>;
+type Pending = BoxFuture<'static, (u64, Result<Outcome, ClusterError>)>;
+
+/// How a session ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The agent said so, and asks for so long.
+    Bye(Duration),
+    /// The connection broke, or the agent closed it.
+    Broken,
+    /// It was silent for a lease, or did not read.
+    Silent,
+    /// It did what it must not.
+    Refused(Status),
+    /// This server ends.
+    Stopped,
+}
+
+/// One agent's session.
+pub(super) struct Session {
+    pub(super) cluster: Arc<dyn Cluster>,
+    pub(super) welcoming: Welcoming,
+    pub(super) held: Held,
+    pub(super) out: Sender,
+    pub(super) stop: CancellationToken,
+}
+
+/// What was told.
+struct Told {
+    /// The state as of which everything that is followed was told.
+    view: Arc<View>,
+    topics: BTreeSet<Topic>,
+    /// Followed, and not told yet.
+    fresh: HashSet<Topic>,
+    servers: proto::ServerList,
+}
+
+impl Session {
+    /// Serves the agent to the end.
+    pub(super) async fn run(self, incoming: Streaming<proto::FromAgent>) {
+        let end = self.serve(incoming).await;
+        match end {
+            End::Bye(hold) => self.held.ended(hold),
+            End::Broken => self.held.ended(Duration::ZERO),
+            End::Silent => tracing::debug!("an agent is silent: its session ends"),
+            End::Refused(status) => {
+                tracing::warn!(%status, "an agent's session is ended");
+                let _ = timeout(PATIENCE, self.out.send(Err(status))).await;
+            }
+            // It goes to another server.
+            End::Stopped => {}
+        }
+    }
+
+    async fn serve(&self, mut incoming: Streaming<proto::FromAgent>) -> End {
+        let registry = self.cluster.registry().clone();
+        let mut told = Told {
+            view: registry.view(),
+            topics: BTreeSet::new(),
+            fresh: HashSet::new(),
+            servers: self.welcoming.servers(),
+        };
+        let mut watches = WatchSet::default();
+        let mut pending: FuturesUnordered<Pending> = FuturesUnordered::new();
+        let mut beat = tokio::time::interval(BEAT);
+        let mut silent_since = Instant::now();
+        loop {
+            let news = tokio::select! {
+                message = incoming.message() => {
+                    let message = match message {
+                        Ok(Some(message)) => message,
+                        // A connection breaks too when nobody answers any more at its other end.
+                        Ok(None) | Err(_) if silent_since.elapsed() >= SILENCE => return End::Silent,
+                        Ok(None) | Err(_) => return End::Broken,
+                    };
+                    silent_since = Instant::now();
+                    self.held.heard();
+                    match self.take(message, &mut told, &mut pending) {
+                        Ok(()) => {}
+                        Err(end) => return end,
+                    }
+                    if told.fresh.is_empty() {
+                        continue;
+                    }
+                    None
+                }
+                _ = watches.changed(), if !told.topics.is_empty() => {
+                    tokio::time::sleep(GATHER).await;
+                    watches.take();
+                    None
+                }
+                Some(done) = pending.next() => Some(done),
+                _ = beat.tick() => {
+                    if silent_since.elapsed() >= LEASE {
+                        return End::Silent;
+                    }
+                    if let Err(end) = self.beat(&mut told).await {
+                        return end;
+                    }
+                    // Also lets go of an old state when nothing is told.
+                    None
+                }
+                () = self.out.closed() => return End::Broken,
+                () = self.stop.cancelled() => return End::Stopped,
+            };
+            // What is watched is watched before the view is taken.
+            let keys = told.topics.iter().chain(&told.fresh).flat_map(Topic::keys);
+            watches.set(&registry, &keys.collect());
+            if let Err(end) = self.tell(&mut told, registry.view()).await {
+                return end;
+            }
+            if let Some((number, result)) = news
+                && let Err(end) = self
+                    .send(To::Reply(wire::write_reply(number, result)))
+                    .await
+            {
+                return end;
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        message: proto::FromAgent,
+        told: &mut Told,
+        pending: &mut FuturesUnordered<Pending>,
+    ) -> Result<(), End> {
+        match message.message {
+            Some(From::Follow(topic)) => {
+                let topic = wire::read_topic(topic).map_err(malformed)?;
+                if told.topics.len() + told.fresh.len() >= MAX_TOPICS {
+                    let text = format!("an agent follows {MAX_TOPICS} topics at most");
+                    return Err(End::Refused(Status::resource_exhausted(text)));
+                }
+                if !told.topics.contains(&topic) {
+                    told.fresh.insert(topic);
+                }
+            }
+            Some(From::Unfollow(topic)) => {
+                let topic = wire::read_topic(topic).map_err(malformed)?;
+                told.topics.remove(&topic);
+                told.fresh.remove(&topic);
+            }
+            Some(From::Alive(_)) => {}
+            Some(From::Request(request)) => {
+                let number = request.number;
+                if pending.len() >= MAX_REQUESTS {
+                    pending.push(Box::pin(
+                        async move { (number, Err(ClusterError::Overloaded)) },
+                    ));
+                    return Ok(());
+                }
+                pending.push(self.request(number, request.request)?);
+            }
+            Some(From::Bye(bye)) => return Err(End::Bye(Duration::from_millis(bye.hold_ms))),
+            Some(From::Greeting(_)) => {
+                return Err(End::Refused(Status::invalid_argument("a second greeting")));
+            }
+            // Of a newer agent: what it cannot do without it will miss.
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn request(
+        &self,
+        number: u64,
+        request: Option<session_request::Request>,
+    ) -> Result<Pending, End> {
+        let cluster = self.cluster.clone();
+        match request {
+            Some(session_request::Request::Change(command)) => {
+                let command = permitted(&command).map_err(End::Refused)?;
+                Ok(Box::pin(
+                    async move { (number, cluster.propose(command).await) },
+                ))
+            }
+            Some(session_request::Request::Sync(freshness)) => {
+                let consistency = match proto::Freshness::try_from(freshness) {
+                    Ok(proto::Freshness::Quorum) => Consistency::Consistent,
+                    _ => Consistency::Default,
+                };
+                Ok(Box::pin(async move {
+                    let fresh = cluster.barrier(consistency).await;
+                    (number, fresh.map(|()| Outcome::Done))
+                }))
+            }
+            None => Err(End::Refused(Status::invalid_argument("an unknown request"))),
+        }
+    }
+
+    /// Tells the agent that this server is there.
+    async fn beat(&self, told: &mut Told) -> Result<(), End> {
+        let servers = self.welcoming.servers();
+        if servers != told.servers {
+            told.servers = servers.clone();
+            self.send(To::Servers(servers)).await?;
+        }
+        let nodes = told.view.nodes().len() as u64;
+        self.send(To::Alive(proto::Alive { nodes })).await
+    }
+
+    /// Tells what is different in `view`.
+    async fn tell(&self, told: &mut Told, view: Arc<View>) -> Result<(), End> {
+        let earlier = told.view.clone();
+        let old = told
+            .topics
+            .iter()
+            .filter_map(|topic| mirror::news(topic, Some(&earlier), &view));
+        let new = told
+            .fresh
+            .iter()
+            .filter_map(|topic| mirror::news(topic, None, &view));
+        let news: Vec<_> = old.chain(new).flat_map(|news| news.split(ROWS)).collect();
+        let index = view.applied();
+        let mut message = proto::News {
+            index,
+            news: Vec::new(),
+            more: false,
+        };
+        let mut bytes = 0;
+        let mut news = news.into_iter().peekable();
+        while let Some(piece) = news.next() {
+            let encoded = mirror::pack(&piece).map_err(|error| {
+                End::Refused(Status::internal(format!("news do not encode: {error}")))
+            })?;
+            bytes += encoded.len();
+            message.news.push(encoded);
+            message.more = news.peek().is_some();
+            if bytes >= MESSAGE || !message.more {
+                bytes = 0;
+                let next = proto::News {
+                    index,
+                    news: Vec::new(),
+                    more: false,
+                };
+                self.send(To::News(std::mem::replace(&mut message, next)))
+                    .await?;
+            }
+        }
+        told.view = view;
+        told.topics.extend(told.fresh.drain());
+        Ok(())
+    }
+
+    async fn send(&self, message: To) -> Result<(), End> {
+        let message = proto::ToAgent {
+            message: Some(message),
+        };
+        match timeout(PATIENCE, self.out.send(Ok(message))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Broken),
+            Err(_) => Err(End::Silent),
+        }
+    }
+}
+
+fn malformed(error: wire::Malformed) -> End {
+    End::Refused(error.into())
+}
+
+/// An agent changes its node and what is on it, and reports on its allocations. Everything else is asked of the API.
+fn permitted(bytes: &[u8]) -> Result<Command, Status> {
+    use wharf_registry::command::PlatformCommand;
+    let command = Command::decode(bytes)
+        .map_err(|error| Status::invalid_argument(format!("malformed command: {error}")))?;
+    match &command {
+        Command::Register(_)
+        | Command::Deregister(_)
+        | Command::Platform(
+            PlatformCommand::RegisterNode { .. } | PlatformCommand::UpdateAllocs { .. },
+        ) => Ok(command),
+        _ => Err(Status::permission_denied(
+            "an agent does not change this by itself",
+        )),
+    }
+}
