@@ -13,7 +13,7 @@ use wharf_proto::server::v1::{
 };
 use wharf_registry::{
     Mirror, Outcome,
-    consensus::Member,
+    consensus::{DiskState, Member},
     mirror::{self, News, Topic},
 };
 
@@ -289,6 +289,7 @@ impl Session {
                 leader: leader.as_ref().is_some_and(|(leader, _)| *leader == id),
                 replicated: None,
                 heard: None,
+                disk: DiskState::default(),
             })
         });
         let members = members

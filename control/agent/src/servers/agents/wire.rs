@@ -71,6 +71,7 @@ pub(super) fn write_reply(
                 ClusterError::Overloaded => (Kind::Overloaded, String::new()),
                 // It goes to another server, which may do it.
                 ClusterError::ShuttingDown => (Kind::NoLeader, String::new()),
+                ClusterError::DiskFull(text) => (Kind::DiskFull, text),
                 ClusterError::TooLarge(text) => (Kind::TooLarge, text),
                 ClusterError::OutcomeUnknown(text) => (Kind::OutcomeUnknown, text),
                 error => (Kind::Refused, error.to_string()),
@@ -100,6 +101,7 @@ pub(crate) fn read_reply(reply: proto::SessionReply) -> Result<Outcome, ClusterE
         Some(session_reply::Result::Failure(failure)) => Err(match failure.kind() {
             Kind::NoLeader => ClusterError::NoLeader,
             Kind::Overloaded => ClusterError::Overloaded,
+            Kind::DiskFull => ClusterError::DiskFull(failure.text),
             Kind::TooLarge => ClusterError::TooLarge(failure.text),
             Kind::OutcomeUnknown => ClusterError::OutcomeUnknown(failure.text),
             Kind::Refused | Kind::Unspecified => ClusterError::Operation(failure.text),
