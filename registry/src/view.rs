@@ -190,6 +190,11 @@ impl View {
         self.state.config.values()
     }
 
+    /// Whether the configuration entries are those of another view, as far as is seen at once.
+    pub(crate) fn has_same_config(&self, other: &View) -> bool {
+        self.state.config.ptr_eq(&other.state.config)
+    }
+
     pub(crate) fn config_table(&self) -> &OrdMap<(ConfigEntryKind, Str), Arc<ConfigEntry>> {
         &self.state.config
     }
@@ -343,6 +348,16 @@ impl View {
         match self.platform_node(id) {
             Some(node) => node.modify_index,
             None => self.state.platform.indexes.node_extinction,
+        }
+    }
+
+    /// Whether nothing happened to a node of the platform since another view, as far as is seen at once.
+    pub(crate) fn has_same_platform_node(&self, other: &View, id: &str) -> bool {
+        let (own, other) = (&self.state.platform, &other.state.platform);
+        match (own.nodes.get(id), other.nodes.get(id)) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (None, None) => true,
+            _ => false,
         }
     }
 

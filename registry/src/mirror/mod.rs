@@ -9,7 +9,7 @@
 
 mod news;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
@@ -205,6 +205,22 @@ impl Mirror {
         self.state = state;
         self.registry.publish(&self.state, &touched);
         Ok(())
+    }
+
+    /// Forgets everything but these topics.
+    pub fn retain(&mut self, topics: &[Topic]) {
+        let nodes = self.state.nodes.keys().cloned().map(Topic::Node);
+        let services = self.state.services.keys().cloned().map(Topic::Service);
+        let platform = self.state.platform.nodes.keys().cloned();
+        let all: Vec<Topic> = nodes
+            .chain(services)
+            .chain(platform.map(Topic::PlatformNode))
+            .chain([Topic::Config])
+            .collect();
+        let kept: BTreeSet<&Topic> = topics.iter().collect();
+        for topic in all.iter().filter(|topic| !kept.contains(topic)) {
+            self.forget(topic);
+        }
     }
 
     /// Forgets a topic that is not followed any more.

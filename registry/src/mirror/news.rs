@@ -171,6 +171,9 @@ pub fn news(topic: &Topic, earlier: Option<&View>, now: &View) -> Option<News> {
             }
         }
         Topic::Config => {
+            if earlier.is_some_and(|earlier| earlier.has_same_config(now)) {
+                return None;
+            }
             let none = OrdMap::new();
             let old = earlier.map_or(&none, View::config_table);
             let entries = Difference::between(old, now.config_table(), |_, entry| entry.clone());
@@ -180,6 +183,9 @@ pub fn news(topic: &Topic, earlier: Option<&View>, now: &View) -> Option<News> {
             Rows::Config { entries }
         }
         Topic::PlatformNode(id) => {
+            if earlier.is_some_and(|earlier| earlier.has_same_platform_node(now, id)) {
+                return None;
+            }
             let records = now.platform_node_records(id);
             if earlier.is_some_and(|earlier| earlier.platform_node_records(id) == records) {
                 return None;

@@ -116,6 +116,7 @@ struct Servers {
 #[derive(Debug)]
 enum Ask {
     Follow(Vec<Topic>),
+    Unfollow(Vec<Topic>),
     Request {
         request: session_request::Request,
         answer: oneshot::Sender<Result<Outcome, ClusterError>>,
@@ -170,6 +171,14 @@ pub(crate) fn start(options: ClientOptions) -> (Client, Running) {
 impl Shared {
     fn topics(&self) -> MutexGuard<'_, Topics> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The topics that nobody needs any more; they are not followed from here on.
+    fn expire(&self) -> Vec<Topic> {
+        let watches = self.registry.watches();
+        self.topics().expire(Instant::now(), |topic| {
+            topic.keys().iter().any(|key| watches.is_watched(key))
+        })
     }
 
     fn heard(&self) {
@@ -229,7 +238,17 @@ impl Client {
     /// Follows topics; completes when all of them have been told, or with false at the deadline.
     async fn follow(&self, topics: Vec<Topic>, deadline: Instant) -> bool {
         let mut told = self.shared.told.subscribe();
-        let new = self.shared.topics().want(&topics, Instant::now());
+        let (new, too_many) = {
+            let mut followed = self.shared.topics();
+            let new = followed.want(&topics, Instant::now());
+            (new, followed.are_too_many())
+        };
+        if too_many {
+            // The session does it now and then; whoever asks for names at random is faster.
+            let given_up = self.shared.expire();
+            // If it does not get through, the next session does not follow them.
+            let _ = self.shared.asks.try_send(Ask::Unfollow(given_up));
+        }
         if !new.is_empty() {
             let ask = self.shared.asks.send(Ask::Follow(new));
             // If it does not get through, the next session follows them.

@@ -136,6 +136,7 @@ impl Session {
             .map_err(away)?;
         shared.heard();
         let topics: Vec<Topic> = shared.topics().all().cloned().collect();
+        connector.mirror.retain(&topics);
         shared.link.send_replace(Some(link));
         for topic in topics {
             session
@@ -191,7 +192,7 @@ impl Session {
                         Err(status) => Err(End::Lost(status.message().to_owned())),
                     }
                 }
-                Some(ask) = asked.recv() => self.ask(ask).await,
+                Some(ask) = asked.recv() => self.ask(&shared, mirror, ask).await,
                 _ = beat.tick() => self.beat(&shared).await,
                 () = tokio::time::sleep_until(heard + SILENCE) => {
                     Err(End::Lost("the server is silent".to_owned()))
@@ -252,13 +253,10 @@ impl Session {
         let mut gathered = std::mem::take(&mut self.gathered);
         let mut topics: Vec<Topic> = gathered.iter().map(|news| news.topic().clone()).collect();
         topics.dedup();
-        {
-            // What was given up meanwhile would stay for ever.
-            let followed = shared.topics();
-            let wanted: Vec<Topic> = followed.all().cloned().collect();
-            drop(followed);
-            gathered.retain(|news| wanted.binary_search(news.topic()).is_ok());
-        }
+        // What was given up meanwhile would stay for ever.
+        let followed = shared.topics();
+        gathered.retain(|news| followed.is_followed(news.topic()));
+        drop(followed);
         let applied = mirror.apply(news.index, gathered);
         applied.map_err(|error| End::Lost(format!("news that do not fit: {error}")))?;
         let mut first = false;
@@ -311,11 +309,20 @@ impl Session {
         Ok(())
     }
 
-    async fn ask(&mut self, ask: Ask) -> Result<(), End> {
+    async fn ask(&mut self, shared: &Shared, mirror: &mut Mirror, ask: Ask) -> Result<(), End> {
         match ask {
             Ask::Follow(topics) => {
                 for topic in topics {
                     self.send(From::Follow(wire::write_topic(&topic))).await?;
+                }
+                Ok(())
+            }
+            Ask::Unfollow(mut topics) => {
+                // Somebody may have wanted one again, and been faster.
+                topics.retain(|topic| !shared.topics().is_followed(topic));
+                for topic in topics {
+                    mirror.forget(&topic);
+                    self.send(From::Unfollow(wire::write_topic(&topic))).await?;
                 }
                 Ok(())
             }
@@ -361,11 +368,7 @@ impl Session {
     }
 
     async fn expire(&mut self, shared: &Shared, mirror: &mut Mirror) -> Result<(), End> {
-        let watches = shared.registry.watches();
-        let given_up = shared.topics().expire(Instant::now(), |topic| {
-            topic.keys().iter().any(|key| watches.is_watched(key))
-        });
-        for topic in given_up {
+        for topic in shared.expire() {
             mirror.forget(&topic);
             self.send(From::Unfollow(wire::write_topic(&topic))).await?;
         }

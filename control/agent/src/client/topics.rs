@@ -58,6 +58,14 @@ impl Topics {
         }
     }
 
+    pub(super) fn is_followed(&self, topic: &Topic) -> bool {
+        self.followed.contains_key(topic)
+    }
+
+    pub(super) fn are_too_many(&self) -> bool {
+        self.followed.len() > MOST
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Topic> {
         self.followed.keys()
     }

@@ -640,7 +640,7 @@ fn the_advertised_address_may_need_a_choice() {
     )
     .unwrap();
     assert_eq!(loaded.config.advertise_addr.to_string(), "127.0.0.1");
-    assert_eq!(loaded.warnings.len(), 1);
+    assert_eq!(loaded.warnings.len(), 2, "{:?}", loaded.warnings);
     let error = load_in(
         &flags,
         &Environment {
@@ -672,9 +672,10 @@ fn warnings() {
             .contains("same as Bootstrap mode")
     );
     assert!(warnings(&[("server", "true")])[0].contains("knows no other"));
+    assert!(warnings(&[])[0].contains("knows no server"));
     assert!(warnings(&[("server", "true"), ("retry-join", "10.0.0.1")]).is_empty());
     assert_eq!(
-        warnings(&[("serf-lan-port", "8301")]),
+        warnings(&[("serf-lan-port", "8301"), ("retry-join", "10.0.0.1")]),
         [
             "flag -serf-lan-port has no effect: there is no gossip here: servers detect failures by leases"
         ]

@@ -109,7 +109,11 @@ fn follow(
             Some(Step::Unfollow(n)) => {
                 let topic = &topics[n % topics.len()];
                 following.followed.remove(topic);
-                following.mirror.forget(topic);
+                let kept: Vec<Topic> = following.followed.iter().cloned().collect();
+                match n % 2 {
+                    0 => following.mirror.forget(topic),
+                    _ => following.mirror.retain(&kept),
+                }
                 gone = Some(topic);
                 following.tell(&now, None, rows);
             }

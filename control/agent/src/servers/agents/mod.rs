@@ -83,7 +83,7 @@ impl Service {
         let known = wire::read_optional_id(&greeting.cluster)?;
         if known.is_some_and(|known| known != cluster.0) {
             return Err(Status::failed_precondition(format!(
-                "this server is of cluster {cluster}, and the agent of another"
+                "this server is of cluster {cluster}, and the agent of another; restart the agent if it is to move"
             )));
         }
         if greeting.node.len() > MAX_NODE {
@@ -234,6 +234,7 @@ impl Agents for Service {
         let _ = out.try_send(Ok(message));
         tracing::debug!(name = &*node.name, "an agent is here");
         let session = Session {
+            node,
             cluster: self.cluster.clone(),
             welcoming,
             held: self.presence.hold(greeting.session, id),

@@ -21,7 +21,9 @@ use wharf_proto::server::v1::{
 };
 use wharf_registry::{
     Command, Outcome, View,
+    command::PlatformCommand,
     mirror::{self, Topic},
+    model::Node,
 };
 
 use super::{
@@ -70,6 +72,8 @@ pub(super) enum End {
 
 /// One agent's session.
 pub(super) struct Session {
+    /// As the agent greeted.
+    pub(super) node: Node,
     pub(super) cluster: Arc<dyn Cluster>,
     pub(super) welcoming: Welcoming,
     pub(super) held: Held,
@@ -184,9 +188,9 @@ impl Session {
                     let text = format!("an agent follows {MAX_TOPICS} topics at most");
                     return Err(End::Refused(Status::resource_exhausted(text)));
                 }
-                if !told.topics.contains(&topic) {
-                    told.fresh.insert(topic);
-                }
+                // Who asks again has given it up in between.
+                told.topics.remove(&topic);
+                told.fresh.insert(topic);
             }
             Some(From::Unfollow(topic)) => {
                 let topic = wire::read_topic(topic).map_err(malformed)?;
@@ -222,7 +226,7 @@ impl Session {
         let cluster = self.cluster.clone();
         match request {
             Some(session_request::Request::Change(command)) => {
-                let command = permitted(&command).map_err(End::Refused)?;
+                let command = permitted(&command, &self.node).map_err(End::Refused)?;
                 Ok(Box::pin(
                     async move { (number, cluster.propose(command).await) },
                 ))
@@ -312,18 +316,56 @@ fn malformed(error: wire::Malformed) -> End {
 }
 
 /// An agent changes its node and what is on it, and reports on its allocations. Everything else is asked of the API.
-fn permitted(bytes: &[u8]) -> Result<Command, Status> {
-    use wharf_registry::command::PlatformCommand;
+fn permitted(bytes: &[u8], node: &Node) -> Result<Command, Status> {
     let command = Command::decode(bytes)
         .map_err(|error| Status::invalid_argument(format!("malformed command: {error}")))?;
-    match &command {
-        Command::Register(_)
-        | Command::Deregister(_)
-        | Command::Platform(
-            PlatformCommand::RegisterNode { .. } | PlatformCommand::UpdateAllocs { .. },
-        ) => Ok(command),
-        _ => Err(Status::permission_denied(
-            "an agent does not change this by itself",
+    let own = match &command {
+        Command::Register(register) => register.node.name.eq_ignore_ascii_case(&node.name),
+        Command::Deregister(deregister) => deregister.node.eq_ignore_ascii_case(&node.name),
+        Command::Platform(PlatformCommand::RegisterNode { node: own, .. }) => own.id == node.id,
+        Command::Platform(PlatformCommand::UpdateAllocs { node_id, .. }) => *node_id == node.id,
+        _ => false,
+    };
+    match own {
+        true => Ok(command),
+        false => Err(Status::permission_denied(
+            "an agent changes nothing but its own node by itself",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wharf_registry::command::{Deregister, DeregisterTarget, KvCommand};
+
+    use super::*;
+
+    #[test]
+    fn an_agent_changes_its_own_node_only() {
+        let own = Node {
+            name: "n1".into(),
+            id: "1".into(),
+            ..Node::default()
+        };
+        let removal = |node: &str| {
+            let target = DeregisterTarget::Node;
+            let node = node.into();
+            Command::Deregister(Deregister { node, target }).encode()
+        };
+        assert!(permitted(&removal("N1"), &own).is_ok());
+        assert!(permitted(&removal("n2"), &own).is_err());
+        let report = |node_id: &str| {
+            Command::Platform(PlatformCommand::UpdateAllocs {
+                node_id: node_id.into(),
+                updates: Vec::new(),
+                time: 0,
+            })
+            .encode()
+        };
+        assert!(permitted(&report("1"), &own).is_ok());
+        assert!(permitted(&report("2"), &own).is_err());
+        let key = KvCommand::Delete { key: "a".into() };
+        assert!(permitted(&Command::Kv(key).encode(), &own).is_err());
+        assert!(permitted(b"nothing", &own).is_err());
     }
 }
