@@ -354,6 +354,9 @@ impl View {
     /// Whether nothing happened to a node of the platform since another view, as far as is seen at once.
     pub(crate) fn has_same_platform_node(&self, other: &View, id: &str) -> bool {
         let (own, other) = (&self.state.platform, &other.state.platform);
+        if own.indexes.jobs != other.indexes.jobs {
+            return false;
+        }
         match (own.nodes.get(id), other.nodes.get(id)) {
             (Some(own), Some(other)) => Arc::ptr_eq(own, other),
             (None, None) => true,
