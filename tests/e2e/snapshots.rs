@@ -83,6 +83,11 @@ fn a_damaged_or_cut_archive_changes_nothing() {
     let agent = Agent::dev();
     agent.http.put("/v1/kv/a", "saved").ok();
     agent.run(&["snapshot", "save", &path("good")]).success();
+    // What is no file stays what it is.
+    let error = agent.run(&["snapshot", "save", "/dev/null"]).failure();
+    assert!(error.contains("no file"), "{error}");
+    let null = std::fs::metadata("/dev/null").unwrap();
+    assert!(!null.is_file());
     agent.http.put("/v1/kv/a", "newer").ok();
     let good = fs::read(path("good")).unwrap();
     let half = good.len() / 2;

@@ -167,7 +167,9 @@ fn a_client_agent_answers_as_a_server_does() {
     assert!(waiting.join().unwrap().index() > index);
     let reply = agent.http.get("/v1/nope");
     assert_eq!(reply.status, 404);
-    let saved = agent.run(&["snapshot", "save", "/dev/null"]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("saved");
+    let saved = agent.run(&["snapshot", "save", file.to_str().unwrap()]);
     assert!(saved.success().contains("Saved and verified"));
     assert_eq!(
         agent

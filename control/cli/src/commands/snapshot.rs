@@ -90,6 +90,15 @@ fn file(matches: &ArgMatches) -> Result<PathBuf, Failure> {
 
 async fn save(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
     let file = file(matches)?;
+    // It would be replaced by a file: a device is not to be.
+    if fs::metadata(&file).is_ok_and(|there| !there.is_file()) {
+        return Err(
+            Failure::new("Error creating snapshot file").because(format_args!(
+                "{}: there is something that is no file: choose another name",
+                file.display()
+            )),
+        );
+    }
     let mut client = shell.client(matches)?;
     let request = Request::get("/v1/snapshot").within(PATIENCE);
     let body = client.stream(request).await;
