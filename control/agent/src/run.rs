@@ -140,7 +140,7 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         local.restore();
-        raft::tell_of_recovery(&consensus);
+        role.tell_of_recovery();
         for ignored in &loaded.ignored_keys {
             tracing::info!(
                 "{} ({}) has no effect: {}",

@@ -311,7 +311,12 @@ fn an_agent_without_servers_says_so_and_goes_on_with_what_it_has() {
     assert_eq!(leader.status, 500, "{}", leader.text());
     register(&agent, &json!({"Name": "web", "Port": 80}));
 
+    let nobody = agent.run(&["join", &site.server_address(1)]).failure();
+    assert!(nobody.contains("Failed to join"), "{nobody}");
+    // It learns of servers by word of mouth, too.
     let servers = site.three();
+    let join = ["join", &site.server_address(3)];
+    agent.run(&join).success();
     assert!(eventually(SOON, || instances(&servers[0], "web").len() == 1));
     let before = dig(&agent, &["web.service.consul"]);
     for mut server in servers {

@@ -122,12 +122,8 @@ impl Connector {
         // Names may take long to look up, or for ever: they are the last resort once servers are known.
         let mut rest = Vec::new();
         if first.is_empty() || left.is_none() {
-            let ClientOptions {
-                retry_join,
-                default_port,
-                ..
-            } = &self.options;
-            let places = lookup(retry_join, *default_port, &self.complaints).await;
+            let places = self.shared.places().clone();
+            let places = lookup(&places, self.shared.default_port, &self.complaints).await;
             rest = places
                 .into_iter()
                 .filter(|place| !known.contains(place))

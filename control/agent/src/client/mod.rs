@@ -50,13 +50,15 @@ use wharf_registry::{
 use self::{connect::Connector, topics::Topics};
 use crate::{
     cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader},
-    servers::MAX_MESSAGE,
+    servers::{Complaints, MAX_MESSAGE, channel, lookup},
 };
 
 pub(crate) use names::Names;
 
 /// Questions to the session that wait at once.
 const WAITING: usize = 1024;
+/// Places of servers that are remembered.
+const MAX_PLACES: usize = 64;
 /// How long an agent that leaves tries to say so.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// How long an agent that ends without leaving is expected back.
@@ -95,6 +97,9 @@ struct Shared {
     last_contact: Mutex<Option<Instant>>,
     hold: Duration,
     node: Node,
+    /// Where servers may be, as told at the start and since.
+    places: Mutex<Vec<String>>,
+    default_port: u16,
 }
 
 /// The connection to a server that has welcomed this agent.
@@ -158,6 +163,8 @@ pub(crate) fn start(options: ClientOptions) -> (Client, Running) {
         last_contact: Mutex::default(),
         hold: options.hold,
         node: options.node.clone(),
+        places: Mutex::new(options.retry_join.clone()),
+        default_port: options.default_port,
     });
     let stop = CancellationToken::new();
     let connector = Connector::new(options, shared.clone(), mirror, asked);
@@ -169,6 +176,10 @@ pub(crate) fn start(options: ClientOptions) -> (Client, Running) {
 }
 
 impl Shared {
+    fn places(&self) -> MutexGuard<'_, Vec<String>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn topics(&self) -> MutexGuard<'_, Topics> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -300,6 +311,32 @@ impl Client {
         }
         let answers = Self::calls(&link).watch(passed_on).await?;
         Ok(answers.into_inner())
+    }
+
+    /// Looks for servers at another place, if there is one.
+    pub(crate) async fn join(&self, place: &str) -> Result<(), ClusterError> {
+        let failed =
+            |reason: String| ClusterError::Operation(format!("Failed to join {place}: {reason}"));
+        let places = [place.to_owned()];
+        let addresses = lookup(&places, self.shared.default_port, &Complaints::default()).await;
+        let mut reason = "no such host".to_owned();
+        for address in addresses {
+            let endpoint = channel(&address).map_err(failed)?;
+            match endpoint.connect().await {
+                Ok(_) => {
+                    let mut places = self.shared.places();
+                    if !places.contains(&place.to_owned()) && places.len() < MAX_PLACES {
+                        places.push(place.to_owned());
+                    }
+                    return Ok(());
+                }
+                Err(error) => {
+                    let cause = std::error::Error::source(&error);
+                    reason = cause.map_or_else(|| error.to_string(), ToString::to_string);
+                }
+            }
+        }
+        Err(failed(reason))
     }
 
     /// Takes this node out of the catalog, with everything on it.

@@ -13,7 +13,7 @@ use wharf_proto::server::v1::{
 };
 use wharf_registry::{
     Mirror, Outcome,
-    consensus::{DiskState, Member},
+    consensus::Member,
     mirror::{self, News, Topic},
 };
 
@@ -279,15 +279,10 @@ impl Session {
             .map(|(id, server)| (id, server.address));
         let members = list.servers.into_iter().map(|server| {
             let (id, server) = wire::read_server(Some(server))?;
+            let is_leader = leader.as_ref().is_some_and(|(leader, _)| *leader == id);
             Ok(Member {
-                id,
-                name: server.name,
-                address: server.address,
-                voter: true,
-                leader: leader.as_ref().is_some_and(|(leader, _)| *leader == id),
-                replicated: None,
-                heard: None,
-                disk: DiskState::default(),
+                leader: is_leader,
+                ..Member::named(id, server.name, server.address)
             })
         });
         let members = members

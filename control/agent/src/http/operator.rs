@@ -177,14 +177,17 @@ pub(crate) async fn transfer_leader(
     response::json(&transferred, context.pretty(&request))
 }
 
-/// `/v1/agent/join/<address>`: looks for servers there.
+/// `/v1/agent/join/<address>`: looks for servers there, also as a client agent.
 pub(crate) async fn join(context: &HttpContext, request: Request) -> Result<Response, HttpError> {
     let agent = Resource::Agent(&context.node.name);
     request.caller.check(agent, Access::Write)?;
     if request.query.has("wan") {
         return Err(HttpError::not_built("joining datacenters"));
     }
-    let joined = operator(context)?.join(&request.rest).await;
+    let joined = match context.cluster.client() {
+        Some(client) => client.join(&request.rest).await,
+        None => operator(context)?.join(&request.rest).await,
+    };
     joined.map_err(|error| HttpError::internal(format!("1 error occurred:\n\t* {error}\n\n")))?;
     Ok(response::empty(StatusCode::OK))
 }

@@ -13,7 +13,10 @@ use wharf_registry::{
 use super::{
     definitions::bootstrap_entries,
     identity::{catalog_node, join_host_port, server_meta},
-    raft::{consensus_config, give_up_leadership, introduction, leave_cluster, server_port},
+    raft::{
+        consensus_config, give_up_leadership, introduction, leave_cluster, server_port,
+        tell_of_recovery,
+    },
 };
 use crate::{
     anti_entropy::AntiEntropy,
@@ -84,6 +87,13 @@ impl Role {
                 config.rpc_hold_timeout,
             )),
             Role::Client(client, _) => Arc::new(client.clone()),
+        }
+    }
+
+    /// Says that the cluster was recovered by hand, if it was.
+    pub(super) fn tell_of_recovery(&self) {
+        if let Role::Server(server) = self {
+            tell_of_recovery(&server.consensus);
         }
     }
 

@@ -70,6 +70,22 @@ pub struct Member {
 }
 
 impl Member {
+    /// One of which no more is known than who and where it is.
+    pub fn named(id: ServerId, name: String, address: String) -> Member {
+        Member {
+            id,
+            name,
+            address,
+            voter: true,
+            leader: false,
+            replicated: None,
+            heard: None,
+            disk: DiskState::Unknown,
+            healthy: None,
+            stable_for: None,
+        }
+    }
+
     /// Whether it is there, as far as this server, being the leader, knows.
     pub fn is_alive(&self) -> bool {
         self.heard.is_some_and(|ago| ago < ALIVE)
