@@ -38,6 +38,8 @@ pub struct Scheduler {
 const EXPLAINED: usize = 5;
 /// How often a dynamic port is guessed before they are tried in order.
 const GUESSES: usize = 20;
+/// Nodes with a score below zero that do not count among those looked at.
+const SKIPPED: usize = 3;
 
 impl<'a> Ask<'a> {
     pub fn new(job: &'a Str, group: &'a TaskGroup, avoid: Option<&'a Str>) -> Ask<'a> {
@@ -52,7 +54,8 @@ impl<'a> Ask<'a> {
 
 impl Scheduler {
     /// The best of a few nodes that can take the instance: log2 of their number, and at least two, in random
-    /// order. Looking at more of a large cluster costs more than it gains.
+    /// order. Looking at more of a large cluster costs more than it gains. Up to [`SKIPPED`] nodes that something
+    /// speaks against, such as another instance, are looked past: so a few instances spread over a few nodes.
     pub fn place(
         &self,
         ask: &Ask<'_>,
@@ -67,7 +70,7 @@ impl Scheduler {
             memory_mb: ask.resources.memory_mb,
             ..Nowhere::default()
         };
-        let mut filtered = 0;
+        let (mut filtered, mut skipped) = (0, 0);
         let mut found: Vec<(NodeScore, Arc<PlatformNode>, Vec<AllocPort>)> = Vec::new();
         for candidate in candidates {
             let Some(node) = candidate.node() else {
@@ -94,8 +97,11 @@ impl Scheduler {
                 scores,
                 final_score,
             };
+            if score.final_score < 0.0 && skipped < SKIPPED {
+                skipped += 1;
+            }
             found.push((score, node.clone(), ports));
-            if found.len() >= enough {
+            if found.len() >= enough + skipped {
                 break;
             }
         }

@@ -63,6 +63,28 @@ fn instances_of_one_group_keep_apart() {
 }
 
 #[test]
+fn a_few_instances_spread_over_a_few_nodes() {
+    let nodes = ["n1", "n2", "n3"].map(|id| node(id, 4000, 4096));
+    let on = |index: u32, id: &str| {
+        let resources = Resources {
+            cpu: 500,
+            memory_mb: 512,
+            memory_max_mb: 0,
+        };
+        let name = format!("a{index}");
+        Arc::new(Alloc {
+            resources,
+            ..alloc(&name, index, id)
+        })
+    };
+    let cluster = ClusterView::new(&nodes, &[on(0, "n1"), on(1, "n2")]);
+    for seed in 0..50 {
+        let placed = place(&group("web", 3, 500, 512), &cluster, seed).unwrap();
+        assert_eq!(&*placed.node.id, "n3", "{seed}");
+    }
+}
+
+#[test]
 fn the_node_of_the_last_failure_is_avoided() {
     let nodes = [node("n1", 4000, 4096), node("n2", 4000, 4096)];
     let cluster = ClusterView::new(&nodes, &[]);
