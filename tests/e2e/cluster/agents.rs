@@ -116,7 +116,7 @@ fn a_client_agent_answers_as_a_server_does() {
     let servers = site.three();
     let agent = site.client(21, &[]);
     assert!(eventually(SOON, || servers[0].health_of("c21") == "passing"));
-    assert!(is_member(&servers[1], "c21", 1));
+    assert!(eventually(SOON, || is_member(&servers[1], "c21", 1)));
     let members = agent.run(&["members"]).success();
     assert_eq!(members.lines().count(), 5, "{members}");
     assert!(members.contains("client"), "{members}");
@@ -215,7 +215,7 @@ fn an_agent_that_dies_is_seen_and_comes_back_with_what_it_had() {
     agent.kill();
     assert!(eventually(PATIENCE, || servers[0].health_of("c21") == "critical"));
     println!("seen dead after {:?}", at.elapsed());
-    assert!(is_member(&servers[0], "c21", 4));
+    assert!(eventually(SOON, || is_member(&servers[0], "c21", 4)));
     assert!(instances(&servers[0], "web").is_empty());
 
     let agent = site.client(21, &[]);
@@ -292,6 +292,43 @@ fn nothing_is_lost_and_nobody_taken_for_dead_while_servers_go_and_come() {
     for witness in witnesses {
         assert!(witness.always_alive() > 100);
     }
+}
+
+#[test]
+fn agents_that_are_restarted_one_by_one_are_not_missed() {
+    let site = Site::new(&[NO_PLATFORM]);
+    let servers = site.three();
+    let stays = ["-hcl=leave_on_terminate = false"];
+    let mut agents = vec![site.client(21, &stays), site.client(22, &stays)];
+    for agent in &agents {
+        let alive = || servers[0].health_of(&agent.name()) == "passing";
+        assert!(eventually(SOON, alive));
+        let id = format!("web-{}", agent.name());
+        register(agent, &json!({"ID": id, "Name": "web", "Port": 80}));
+    }
+    assert!(eventually(SOON, || instances(&servers[0], "web").len() == 2));
+    let before = servers[0].http.get("/v1/health/service/web").index();
+    let witnesses = ["c21", "c22"].map(|agent| Witness::of(&site, agent));
+    for number in [21, 22] {
+        let mut old = agents.remove(0);
+        old.process.stop(Signal::TERM);
+        let new = site.client(number, &stays);
+        assert!(eventually(SOON, || instances(&new, "web").len() == 2));
+        let own = || {
+            let reply = new.http.request("GET", "/v1/agent/services", &[], b"");
+            reply.is_ok_and(|reply| reply.json().as_object().map(serde_json::Map::len) == Some(1))
+        };
+        assert!(eventually(SOON, own));
+        agents.push(new);
+    }
+    for witness in witnesses {
+        // Also of what a leader would find out by and by.
+        assert!(eventually(SOON, || witness.seen.lock().unwrap().len() > 200));
+        assert!(witness.always_alive() > 200);
+    }
+    // Nothing of it was ever different.
+    let after = servers[0].http.get("/v1/health/service/web").index();
+    assert_eq!(before, after);
 }
 
 #[test]

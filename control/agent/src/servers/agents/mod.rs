@@ -43,7 +43,7 @@ use self::{
 use crate::{
     cluster::Cluster,
     grpc::{FeedStream, Watching},
-    local::{SERF_HEALTH, SERVER_SERVICE},
+    local::SERF_HEALTH,
 };
 
 pub(crate) use presence::{Presence, watch_over_agents};
@@ -121,6 +121,12 @@ impl Service {
                 "this server is behind what the agent has seen",
             ));
         }
+        // Also of one that is not in the catalog yet.
+        let mut members = self.consensus.members().into_iter();
+        if members.any(|member| member.name.eq_ignore_ascii_case(&node.name)) {
+            let text = format!("node name {:?} is that of a server", node.name);
+            return Err(Status::already_exists(text));
+        }
         let view = self.cluster.registry().view();
         let entry = view.node(&node.name).cloned();
         drop(view);
@@ -155,9 +161,6 @@ impl Service {
 /// A node's name belongs to its id as long as its agent is alive.
 fn is_free(entry: &NodeEntry, node: &Node) -> Result<(), String> {
     let name = &node.name;
-    if entry.services.contains_key(SERVER_SERVICE) && entry.node.id != node.id {
-        return Err(format!("node name {name:?} is that of a server"));
-    }
     let check = entry.checks.get(SERF_HEALTH);
     let alive = check.is_some_and(|check| check.status == CheckStatus::Passing);
     if alive && !entry.node.id.is_empty() && entry.node.id != node.id {
