@@ -1,6 +1,8 @@
 //! Agents that are clients of the servers.
 
 use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
     process::Command,
     sync::{
         Arc, Mutex,
@@ -13,7 +15,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use wharf_tests::{
-    Agent, Backend, Http, Process, SOON, eventually, free_port, in_network, missing, run,
+    Agent, Backend, Chance, Http, Process, SOON, eventually, free_port, in_network, missing, run,
 };
 
 use super::servers::{Load, Server, Site, assert_everywhere, leader_of};
@@ -363,6 +365,46 @@ fn an_agent_without_servers_says_so_and_goes_on_with_what_it_has() {
     assert_eq!(dig(&agent, &["web.service.consul"]), before);
     let unknown = dig(&agent, &["other.service.consul", "+noshort", "+comments"]);
     assert!(unknown.is_none_or(|lines| lines.iter().any(|line| line.contains("SERVFAIL"))));
+}
+
+#[test]
+fn an_answer_that_nobody_reads_holds_up_nothing_else() {
+    let site = Site::new(&[NO_PLATFORM]);
+    let servers = site.three();
+    let agent = site.client(21, &[]);
+    assert!(eventually(SOON, || servers[0].health_of("c21") == "passing"));
+    // What does not get smaller when it is compressed.
+    let mut chance = Chance::new(1);
+    for key in 0..48 {
+        let value: Vec<u8> = (0..512 << 10).map(|_| chance.below(256) as u8).collect();
+        assert!(servers[0].put(&format!("large/{key}"), &value));
+    }
+    let mut reader = TcpStream::connect(agent.http.address).unwrap();
+    reader
+        .write_all(b"GET /v1/snapshot HTTP/1.1\r\nHost: a\r\n\r\n")
+        .unwrap();
+    let mut first = [0; 12];
+    reader.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    // Longer than a server may be silent.
+    let until = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < until {
+        assert!(agent.put("small", b"value"));
+        assert_eq!(agent.keys("small", ""), ["small"]);
+    }
+    assert!(
+        !agent
+            .process
+            .text()
+            .contains("session with a server is over")
+    );
+    // It is all there for who reads it after all.
+    let mut rest = Vec::new();
+    reader
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
+    let _ = reader.read_to_end(&mut rest);
+    assert!(rest.len() > 24 << 20, "{}", rest.len());
 }
 
 #[test]

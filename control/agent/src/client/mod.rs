@@ -1,7 +1,7 @@
 //! A client agent's way to the servers.
 //!
-//! It has one connection, to one server: its *session*, which is its lease, carries its changes, and tells it what it
-//! follows; requests of the HTTP API and watches that it passes on run beside the session on the same connection.
+//! It is with one server, over two connections. One is its *session*, which is its lease, carries its changes, and tells
+//! it what it follows; requests of the HTTP API and watches that it passes on go over the other.
 //! If the server is lost, silent or without a leader, another takes its place.
 //!
 //! ```text
@@ -102,10 +102,11 @@ struct Shared {
     default_port: u16,
 }
 
-/// The connection to a server that has welcomed this agent.
+/// The connections to a server that has welcomed this agent.
 #[derive(Clone, Debug)]
 struct Link {
-    channel: Channel,
+    /// For calls and watches. Not that of the session, which must not wait because somebody does not read a long answer.
+    calls: Channel,
     /// Another one for every session.
     session: u64,
 }
@@ -288,7 +289,11 @@ impl Client {
     }
 
     fn calls(link: &Link) -> AgentsClient<Channel> {
-        AgentsClient::new(link.channel.clone())
+        Self::at(link.calls.clone())
+    }
+
+    fn at(channel: Channel) -> AgentsClient<Channel> {
+        AgentsClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }

@@ -38,6 +38,9 @@ const REBALANCE: Duration = Duration::from_secs(120);
 const EXPIRE: Duration = Duration::from_secs(30);
 /// How long the server is told to wait for the next session, when this agent goes to another server.
 const MOVE_WITHIN: Duration = Duration::from_secs(12);
+/// What of an answer may be on its way before it is read, and of all answers.
+const CALL_WINDOW: u32 = 1 << 20;
+const CALLS_WINDOW: u32 = 64 << 20;
 /// Messages on their way to the server.
 const AHEAD: usize = 64;
 
@@ -87,7 +90,12 @@ impl Session {
             .map_err(|_| away("it does not answer".to_owned()))?
             .map_err(|error| away(error.to_string()))?;
         let session = rand::random();
-        let link = Link { channel, session };
+        // What nobody reads of one answer must not keep others from coming.
+        let calls = endpoint
+            .initial_stream_window_size(CALL_WINDOW)
+            .initial_connection_window_size(CALLS_WINDOW)
+            .connect_lazy();
+        let link = Link { calls, session };
         let (out, outgoing) = mpsc::channel(AHEAD);
         let node =
             mirror::pack(&connector.options.node).map_err(|error| away(error.to_string()))?;
@@ -102,9 +110,9 @@ impl Session {
         let _ = out.try_send(proto::FromAgent {
             message: Some(From::Greeting(greeting)),
         });
-        let mut calls = Client::calls(&link);
+        let mut sessions = Client::at(channel);
         let welcoming = async {
-            let answer = calls.session(ReceiverStream::new(outgoing)).await?;
+            let answer = sessions.session(ReceiverStream::new(outgoing)).await?;
             let mut incoming = answer.into_inner();
             let first = incoming.message().await?;
             Ok::<_, Status>((incoming, first))

@@ -5,6 +5,7 @@
 //! client         the transport of the consensus, and what this server's own clients want of the leader
 //! service        the same from the other side: envelope -> message -> consensus
 //! presence       the leader says in the catalog which servers are alive
+//! agents         what client agents ask of this server, and who says which of them are alive
 //! ```
 //!
 //! The consensus lives in the registry and knows nothing of sockets: it is given a
@@ -84,6 +85,12 @@ pub(crate) fn start(
     for_agents: ForAgents,
 ) -> Running {
     let stop = CancellationToken::new();
+    let limits = for_agents.http.agent.config.load();
+    let connections = match limits.reloadable.limits.rpc_max_conns_per_client {
+        0 => usize::MAX,
+        most => usize::try_from(most).unwrap_or(usize::MAX),
+    };
+    drop(limits);
     let presence = Arc::new(Presence::default());
     let tasks = TaskTracker::new();
     let agents = agents::Service {
@@ -115,7 +122,13 @@ pub(crate) fn start(
     };
     let stop_looking = CancellationToken::new();
     Running {
-        serving: service::serve(GrpcListener::Plain(listener), service, agents, stop.clone()),
+        serving: service::serve(
+            GrpcListener::Plain(listener),
+            service,
+            agents,
+            connections,
+            stop.clone(),
+        ),
         looking: tokio::spawn(introductions.run(stop_looking.clone())),
         stop,
         stop_looking,

@@ -33,9 +33,7 @@ use crate::grpc::{Bounds, Gate, GrpcListener};
 
 /// Calls and streams at once on one connection of a server.
 const STREAMS: u32 = 4096;
-/// Connections from one address: a server keeps four, and comes back while the old ones linger.
-const CONNECTIONS: usize = 64;
-/// Of the servers of one machine, and of who tries.
+/// Connections of the servers and agents of one machine, and of who tries. A server keeps four, an agent two.
 const CONNECTIONS_FROM_LOOPBACK: usize = 256;
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 /// How long a sender of a snapshot may be silent.
@@ -50,17 +48,18 @@ pub(super) struct Service {
     pub(super) complaints: Complaints,
 }
 
-/// Serves other servers until `stop`. The connections are cut then: whoever waits for an answer asks
+/// Serves other servers until `stop`, with so many `connections` from one address. The connections are cut then: whoever waits for an answer asks
 /// another server.
 pub(super) fn serve(
     listener: GrpcListener,
     service: Service,
     agents: agents::Service,
+    connections: usize,
     stop: CancellationToken,
 ) -> JoinHandle<()> {
     let bounds = Bounds {
-        per_client: CONNECTIONS,
-        per_loopback: CONNECTIONS_FROM_LOOPBACK,
+        per_client: connections,
+        per_loopback: connections.max(CONNECTIONS_FROM_LOOPBACK),
         preface_within: PREFACE_WITHIN,
     };
     let incoming = Gate::new(bounds, stop.clone()).accept(listener);
