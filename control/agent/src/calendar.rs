@@ -27,14 +27,29 @@ pub fn civil(days: i64) -> (i64, i64, i64) {
     (year, month, day)
 }
 
-/// `2026-11-26T14:29:22Z`, as RFC 3339 has it.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+/// `2026-11-26` and `14:29:22`.
+fn date_and_time(time: SystemTime) -> (String, String) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
     let (year, month, day) = civil(seconds / 86_400);
     let rest = seconds % 86_400;
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    (
+        format!("{year:04}-{month:02}-{day:02}"),
+        format!("{hour:02}:{minute:02}:{second:02}"),
+    )
+}
+
+/// `2026-11-26T14:29:22Z`, as RFC 3339 has it.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let (date, time) = date_and_time(time);
+    format!("{date}T{time}Z")
+}
+
+/// `2026-11-26 14:29:22 +0000 UTC`, as Go prints it, to the second.
+pub(crate) fn go_utc(time: SystemTime) -> String {
+    let (date, time) = date_and_time(time);
+    format!("{date} {time} +0000 UTC")
 }
 
 #[cfg(test)]
@@ -50,5 +65,14 @@ mod tests {
         assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(at(1_795_703_362), "2026-11-26T14:29:22Z");
+    }
+
+    #[test]
+    fn times_are_printed_as_go_prints_them() {
+        let at = |seconds| go_utc(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01 00:00:00 +0000 UTC");
+        assert_eq!(at(951_782_400), "2000-02-29 00:00:00 +0000 UTC");
+        assert_eq!(at(1_795_694_400), "2026-11-26 12:00:00 +0000 UTC");
+        assert_eq!(at(4_107_542_399), "2100-02-28 23:59:59 +0000 UTC");
     }
 }

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     authz::{Access, Resource},
+    calendar::go_utc,
     config::{Listen, RuntimeConfig},
     context::{CONSUL_VERSION, Control, VERSION},
     telemetry::logs::{LogFormat, parse_level},
@@ -187,7 +188,7 @@ pub(crate) async fn metrics(
         let kind = "text/plain; version=0.0.4; charset=utf-8";
         return Ok(response::with_type(StatusCode::OK, kind, text.into()));
     }
-    let now = GoTime(SystemTime::now()).to_string();
+    let now = go_utc(SystemTime::now());
     response::json(&context.agent.recorder.json(&now), context.pretty(&request))
 }
 
@@ -219,43 +220,6 @@ fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages * 4096)
-}
-
-/// A point in time as Go prints it in UTC, to the second: `2026-11-26 10:00:00 +0000 UTC`.
-struct GoTime(SystemTime);
-
-impl std::fmt::Display for GoTime {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let since = self
-            .0
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        let (days, seconds) = (since / 86_400, since % 86_400);
-        let (year, month, day) = civil(days);
-        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 UTC"
-        )
-    }
-}
-
-/// Days since 1970 as year, month and day of the Gregorian calendar, counted in eras of 400 years
-/// that begin in March.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let march_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
-    (era * 400 + year + u64::from(month <= 2), month, day)
 }
 
 pub(crate) async fn monitor(
@@ -354,19 +318,4 @@ pub(super) fn maintenance_enabled(request: &Request) -> Result<bool, HttpError> 
     };
     go_bool(text)
         .ok_or_else(|| HttpError::bad_request(format!("Invalid value for enable: {text:?}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_printed_as_go_prints_them() {
-        let at =
-            |seconds| GoTime(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).to_string();
-        assert_eq!(at(0), "1970-01-01 00:00:00 +0000 UTC");
-        assert_eq!(at(951_782_400), "2000-02-29 00:00:00 +0000 UTC");
-        assert_eq!(at(1_795_694_400), "2026-11-26 12:00:00 +0000 UTC");
-        assert_eq!(at(4_107_542_399), "2100-02-28 23:59:59 +0000 UTC");
-    }
 }
