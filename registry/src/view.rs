@@ -69,6 +69,11 @@ impl View {
         self.state.nodes.get(&fold_name(name))
     }
 
+    /// The node with this id.
+    pub fn node_with_id(&self, id: &str) -> Option<&Arc<NodeEntry>> {
+        self.state.nodes.get(self.state.node_ids.get(id)?)
+    }
+
     /// When the node, or anything on it, last changed. For a node that does not exist: when a node
     /// was last removed.
     pub fn node_index(&self, name: &str) -> u64 {

@@ -421,6 +421,10 @@ fn who_does_not_belong_is_turned_away_and_told() {
     of(&namesake, "whose agent is alive");
     let pretender = site.client(23, &["-node=s1"]);
     of(&pretender, "is that of a server");
+    // Of a machine that was copied: one node would take the place of the other.
+    let id = std::fs::read_to_string(site.data_dir(21).join("node-id")).unwrap();
+    let copied = site.client(25, &[&format!("-node-id={}", id.trim())]);
+    of(&copied, "was its data directory copied?");
     let stranger = site.client(24, &["-datacenter=dc2"]);
     of(
         &stranger,

@@ -6,7 +6,7 @@ use http::{HeaderName, Method, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 use wharf_proto::server::v1 as proto;
 
 use super::{Client, Link};
@@ -197,7 +197,7 @@ async fn send_body(pieces: &mpsc::Sender<proto::CallPart>, sent: &mut Sent) -> R
 
 fn failure(status: Status) -> Failure {
     let text = status.message().to_owned();
-    if is_connect_error(&status) || status.code() == Code::ResourceExhausted {
+    if is_connect_error(&status) {
         Failure::NotSent(text)
     } else {
         Failure::Unknown(text)

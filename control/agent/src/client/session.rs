@@ -145,13 +145,13 @@ impl Session {
         shared.heard();
         let topics: Vec<Topic> = shared.topics().all().cloned().collect();
         connector.mirror.retain(&topics);
-        shared.link.send_replace(Some(link));
         for topic in topics {
             session
                 .send(From::Follow(wire::write_topic(&topic)))
                 .await
                 .map_err(|_| away("it went away".to_owned()))?;
         }
+        shared.link.send_replace(Some(link));
         Ok(session)
     }
 

@@ -129,9 +129,10 @@ impl Service {
         }
         let view = self.cluster.registry().view();
         let entry = view.node(&node.name).cloned();
+        let of_id = view.node_with_id(&node.id).cloned();
         drop(view);
-        if let Some(entry) = &entry {
-            is_free(entry, &node).map_err(Status::already_exists)?;
+        for other in entry.iter().chain(&of_id) {
+            is_free(other, &node).map_err(Status::already_exists)?;
         }
         if !entry.as_ref().is_some_and(|entry| says_so(entry, &node)) {
             // What else there is to say of it the agent says itself.
@@ -142,12 +143,9 @@ impl Service {
     }
 
     async fn make_known(&self, node: Node, known: bool) -> Result<(), Status> {
-        let Command::Register(alive) = health(node, true) else {
-            return Ok(());
-        };
         let register = Register {
             skip_node_update: known,
-            ..*alive
+            ..health(node, true)
         };
         let written = self.cluster.propose(Command::Register(Box::new(register)));
         match written.await {
@@ -158,18 +156,25 @@ impl Service {
     }
 }
 
-/// A node's name belongs to its id as long as its agent is alive.
-fn is_free(entry: &NodeEntry, node: &Node) -> Result<(), String> {
-    let name = &node.name;
-    let check = entry.checks.get(SERF_HEALTH);
+/// Whether the node can take what another has, its name or its id: not while that one's agent is alive.
+fn is_free(other: &NodeEntry, node: &Node) -> Result<(), String> {
+    let same_name = other.node.name.eq_ignore_ascii_case(&node.name);
+    let same_id = other.node.id == node.id;
+    let check = other.checks.get(SERF_HEALTH);
     let alive = check.is_some_and(|check| check.status == CheckStatus::Passing);
-    if alive && !entry.node.id.is_empty() && entry.node.id != node.id {
-        return Err(format!(
-            "node name {name:?} is that of node {}, whose agent is alive",
-            entry.node.id
-        ));
+    if !alive || other.node.id.is_empty() || (same_name && same_id) {
+        return Ok(());
     }
-    Ok(())
+    Err(match same_name {
+        true => format!(
+            "node name {:?} is that of node {}, whose agent is alive",
+            node.name, other.node.id
+        ),
+        false => format!(
+            "node id {} is that of node {:?}, whose agent is alive: was its data directory copied?",
+            node.id, other.node.name
+        ),
+    })
 }
 
 /// Whether the catalog has the node where it is.

@@ -58,6 +58,8 @@ struct Heard {
     node: Uuid,
     last: Instant,
     ended: Option<Duration>,
+    /// The leader was told that it began.
+    told: bool,
 }
 
 /// An agent's session, as long as this server has it. Dropped without a word, it was never there: that is how this
@@ -101,6 +103,7 @@ impl Presence {
             node,
             last: Instant::now(),
             ended: None,
+            told: false,
         };
         lock(&self.sessions).insert(session, heard);
         self.began.notify_one();
@@ -117,15 +120,22 @@ impl Presence {
         open.count()
     }
 
-    fn sightings(&self, now: Instant) -> Vec<Sighting> {
+    /// All sessions, or those of which nothing was told yet.
+    fn sightings(&self, now: Instant, only_new: bool) -> Vec<Sighting> {
         let mut sessions = lock(&self.sessions);
         sessions.retain(|_, heard| heard.ended.is_none() || now < heard.last + RETOLD);
-        let sightings = sessions.iter().map(|(session, heard)| Sighting {
-            node: heard.node,
-            session: *session,
-            age: now - heard.last,
-            ended: heard.ended,
-        });
+        let sightings = sessions
+            .iter_mut()
+            .filter(|(_, heard)| !(only_new && heard.told))
+            .map(|(session, heard)| {
+                heard.told = true;
+                Sighting {
+                    node: heard.node,
+                    session: *session,
+                    age: now - heard.last,
+                    ended: heard.ended,
+                }
+            });
         sightings.collect()
     }
 
@@ -157,7 +167,7 @@ pub(crate) async fn watch_over_agents(
             _ = ticks.tick() => {}
             () = presence.began.notified() => {
                 tokio::time::sleep(GATHER).await;
-                tell(&presence, &consensus, &peers).await;
+                tell(&presence, &consensus, &peers, true).await;
                 continue;
             }
             () = stop.cancelled() => return,
@@ -168,7 +178,7 @@ pub(crate) async fn watch_over_agents(
         metrics::gauge!("wharf_agent_sessions").set(presence.open_sessions() as f64);
         if !consensus.is_leader() {
             lock(&presence.roll).take();
-            tell(&presence, &consensus, &peers).await;
+            tell(&presence, &consensus, &peers, false).await;
             continue;
         }
         let view = cluster.registry().view();
@@ -179,7 +189,7 @@ pub(crate) async fn watch_over_agents(
             if late >= LATE {
                 roll.stood_still(late);
             }
-            roll.report(now, &presence.sightings(now));
+            roll.report(now, &presence.sightings(now, false));
             let ids: Vec<_> = agents
                 .iter()
                 .map(|agent| (agent.id, agent.passing))
@@ -204,7 +214,8 @@ pub(crate) async fn watch_over_agents(
                 Verdict::Lost => tracing::warn!(name, "an agent is dead or out of reach"),
                 Verdict::Back => tracing::info!(name, "an agent is back"),
             }
-            commands.push(health(agent.node.clone(), verdict == Verdict::Back));
+            let health = health((*agent.node).clone(), verdict == Verdict::Back);
+            commands.push(Command::Register(Box::new(health)));
         }
         drop(agents);
         drop(view);
@@ -217,8 +228,8 @@ pub(crate) async fn watch_over_agents(
 }
 
 /// Tells the leader, which may be this server, of the agents here.
-async fn tell(presence: &Presence, consensus: &Consensus, peers: &Peers) {
-    let sightings = presence.sightings(Instant::now());
+async fn tell(presence: &Presence, consensus: &Consensus, peers: &Peers, only_new: bool) {
+    let sightings = presence.sightings(Instant::now(), only_new);
     if sightings.is_empty() || presence.report(&sightings) {
         return;
     }
@@ -250,7 +261,7 @@ async fn tell(presence: &Presence, consensus: &Consensus, peers: &Peers) {
 #[derive(Debug)]
 struct Agent {
     id: Uuid,
-    node: Node,
+    node: Arc<Node>,
     passing: bool,
 }
 
@@ -264,7 +275,7 @@ fn agents(view: &View) -> Vec<Agent> {
         }
         Some(Agent {
             id: Uuid::try_parse(&entry.node.id).ok()?,
-            node: (*entry.node).clone(),
+            node: entry.node.clone(),
             passing: check.is_some_and(|check| check.status == CheckStatus::Passing),
         })
     });
@@ -272,7 +283,7 @@ fn agents(view: &View) -> Vec<Agent> {
 }
 
 /// What the catalog is to say of an agent.
-pub(super) fn health(node: Node, alive: bool) -> Command {
+pub(super) fn health(node: Node, alive: bool) -> Register {
     let (status, output) = match alive {
         true => (CheckStatus::Passing, ALIVE),
         false => (CheckStatus::Critical, DEAD),
@@ -285,12 +296,12 @@ pub(super) fn health(node: Node, alive: bool) -> Command {
         output: output.into(),
         ..HealthCheck::default()
     };
-    Command::Register(Box::new(Register {
+    Register {
         node,
         skip_node_update: true,
         service: None,
         checks: vec![check],
-    }))
+    }
 }
 
 fn millis(duration: Duration) -> u64 {

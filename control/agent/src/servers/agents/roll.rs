@@ -132,15 +132,15 @@ impl Roll {
             .saturating_sub(self.lost.len());
         self.held_back = 0;
         let mut verdicts = Vec::new();
-        self.dead
-            .retain(|_, revived| revived.is_none_or(|at| now < at + LEASE));
+        let before = std::mem::take(&mut self.dead);
         for &(node, passing) in nodes {
-            if passing {
-                if let Some(revived) = self.dead.get_mut(&node) {
-                    revived.get_or_insert(now);
-                }
-            } else {
+            if !passing {
                 self.dead.insert(node, None);
+            } else if let Some(revived) = before.get(&node) {
+                let at = revived.unwrap_or(now);
+                if now < at + LEASE {
+                    self.dead.insert(node, Some(at));
+                }
             }
             if !passing {
                 if self.is_heard(now, node) {

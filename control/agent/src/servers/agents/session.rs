@@ -320,7 +320,10 @@ fn permitted(bytes: &[u8], node: &Node) -> Result<Command, Status> {
     let command = Command::decode(bytes)
         .map_err(|error| Status::invalid_argument(format!("malformed command: {error}")))?;
     let own = match &command {
-        Command::Register(register) => register.node.name.eq_ignore_ascii_case(&node.name),
+        // Under an id of another node it would take that one's place.
+        Command::Register(register) => {
+            register.node.name.eq_ignore_ascii_case(&node.name) && register.node.id == node.id
+        }
         Command::Deregister(deregister) => deregister.node.eq_ignore_ascii_case(&node.name),
         Command::Platform(PlatformCommand::RegisterNode { node: own, .. }) => own.id == node.id,
         Command::Platform(PlatformCommand::UpdateAllocs { node_id, .. }) => *node_id == node.id,
@@ -336,7 +339,7 @@ fn permitted(bytes: &[u8], node: &Node) -> Result<Command, Status> {
 
 #[cfg(test)]
 mod tests {
-    use wharf_registry::command::{Deregister, DeregisterTarget, KvCommand};
+    use wharf_registry::command::{Deregister, DeregisterTarget, KvCommand, Register};
 
     use super::*;
 
@@ -364,6 +367,21 @@ mod tests {
         };
         assert!(permitted(&report("1"), &own).is_ok());
         assert!(permitted(&report("2"), &own).is_err());
+        let register = |name: &str, id: &str| {
+            let node = Node {
+                name: name.into(),
+                id: id.into(),
+                ..Node::default()
+            };
+            Command::Register(Box::new(Register {
+                node,
+                ..Register::default()
+            }))
+            .encode()
+        };
+        assert!(permitted(&register("n1", "1"), &own).is_ok());
+        assert!(permitted(&register("n2", "1"), &own).is_err());
+        assert!(permitted(&register("n1", "2"), &own).is_err());
         let key = KvCommand::Delete { key: "a".into() };
         assert!(permitted(&Command::Kv(key).encode(), &own).is_err());
         assert!(permitted(b"nothing", &own).is_err());
