@@ -18,16 +18,12 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use wharf_registry::{
-    Command,
-    model::{CheckStatus, HealthCheck, NodeService},
-    watch::WatchKey,
-};
+use wharf_registry::{Command, model::NodeService, watch::WatchKey};
 
 use self::plan::{Adopted, Local, Plan, Scope, Server, Write, plan};
 use crate::{
     cluster::{Cluster, ClusterError, Consistency},
-    local::{Dirty, LocalState, SERF_HEALTH, SERVER_SERVICE, random_up_to},
+    local::{Dirty, LocalState, SERVER_SERVICE, random_up_to, serf_health},
 };
 
 /// How often everything is compared in a cluster of up to [`SCALE_THRESHOLD`] nodes.
@@ -107,14 +103,7 @@ impl AntiEntropy {
     ) -> AntiEntropy {
         service.id = SERVER_SERVICE.into();
         service.name = SERVER_SERVICE.into();
-        let check = HealthCheck {
-            node: local.node().name.clone(),
-            id: SERF_HEALTH.into(),
-            name: "Serf Health Status".into(),
-            status: CheckStatus::Passing,
-            output: "Agent alive and reachable".into(),
-            ..HealthCheck::default()
-        };
+        let check = serf_health(&local.node().name, true);
         AntiEntropy {
             local,
             cluster,

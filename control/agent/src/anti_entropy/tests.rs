@@ -1,13 +1,13 @@
 use wharf_registry::{
     command::{Deregister, DeregisterTarget, Register},
-    model::{Node, NodeService, Str},
+    model::{CheckStatus, HealthCheck, Node, NodeService, Str},
     state::NodeEntry,
 };
 
 use super::*;
 use crate::{
     cluster::testing::Solo,
-    local::{CheckKind, CheckSpec, Options, Registration},
+    local::{CheckKind, CheckSpec, Options, Registration, SERF_HEALTH},
 };
 
 const SOON: Duration = Duration::from_millis(100);

@@ -51,7 +51,7 @@ pub(crate) use inner::Dirty;
 use inner::{Context, Inner, Status};
 pub use spec::{
     CheckKind, CheckSpec, CheckTls, HttpCheck, NODE_MAINTENANCE, Registration, SERF_HEALTH,
-    SERVER_SERVICE, SidecarRequest, Source, Thresholds, service_maintenance,
+    SERVER_SERVICE, SidecarRequest, Source, Thresholds, serf_health, service_maintenance,
 };
 use store::Store;
 pub use store::StoreError;

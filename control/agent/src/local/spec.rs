@@ -17,6 +17,22 @@ pub const SERF_HEALTH: &str = "serfHealth";
 /// The service that the servers of a cluster are instances of.
 pub const SERVER_SERVICE: &str = "consul";
 
+/// [`SERF_HEALTH`] of a node, in Consul's words.
+pub fn serf_health(node: &Str, alive: bool) -> HealthCheck {
+    let (status, output) = match alive {
+        true => (CheckStatus::Passing, "Agent alive and reachable"),
+        false => (CheckStatus::Critical, "Agent not live or unreachable"),
+    };
+    HealthCheck {
+        node: node.clone(),
+        id: SERF_HEALTH.into(),
+        name: "Serf Health Status".into(),
+        status,
+        output: output.into(),
+        ..HealthCheck::default()
+    }
+}
+
 /// The id of the check that takes one instance out of service.
 pub fn service_maintenance(service_id: &str) -> Str {
     format!("_service_maintenance:{service_id}").into()

@@ -12,12 +12,12 @@ use wharf_registry::{
     Command, View,
     command::{Deregister, DeregisterTarget, Register},
     consensus::{Consensus, Member},
-    model::{CheckStatus, HealthCheck, Str},
+    model::Str,
 };
 
 use crate::{
     cluster::Cluster,
-    local::{SERF_HEALTH, SERVER_SERVICE},
+    local::{SERF_HEALTH, SERVER_SERVICE, serf_health},
 };
 
 const TICK: Duration = Duration::from_secs(1);
@@ -25,9 +25,6 @@ const TICK: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(5);
 /// A node of a server is removed when the server has been out of the membership for so many looks.
 const GONE_AFTER: u32 = 5;
-
-pub(super) const ALIVE: &str = "Agent alive and reachable";
-pub(super) const DEAD: &str = "Agent not live or unreachable";
 
 /// While this server leads, keeps `serfHealth` of the servers true, and takes away what those that left
 /// for good leave behind.
@@ -84,11 +81,8 @@ fn corrections(members: &[Member], view: &View) -> Vec<Command> {
     let wrong = members.iter().filter_map(|member| {
         let entry = view.node(&member.name)?;
         let check = entry.checks.get(SERF_HEALTH)?;
-        let (status, output) = match member.is_alive() {
-            true => (CheckStatus::Passing, ALIVE),
-            false => (CheckStatus::Critical, DEAD),
-        };
-        if check.status == status {
+        let found = serf_health(&entry.node.name, member.is_alive());
+        if check.status == found.status {
             return None;
         }
         match member.is_alive() {
@@ -99,11 +93,7 @@ fn corrections(members: &[Member], view: &View) -> Vec<Command> {
             node: (*entry.node).clone(),
             skip_node_update: true,
             service: None,
-            checks: vec![HealthCheck {
-                status,
-                output: output.into(),
-                ..(**check).clone()
-            }],
+            checks: vec![found],
         })))
     });
     wrong.collect()
@@ -131,7 +121,7 @@ mod tests {
         Committed, Replica,
         consensus::DiskState,
         log::ServerId,
-        model::{Node, NodeService},
+        model::{CheckStatus, Node, NodeService},
     };
 
     use super::*;
@@ -149,14 +139,7 @@ mod tests {
                 name: SERVER_SERVICE.into(),
                 ..NodeService::default()
             }),
-            checks: vec![HealthCheck {
-                node: name.into(),
-                id: SERF_HEALTH.into(),
-                name: "Serf Health Status".into(),
-                status: CheckStatus::Passing,
-                output: ALIVE.into(),
-                ..HealthCheck::default()
-            }],
+            checks: vec![serf_health(&name.into(), true)],
         }))
     }
 
@@ -206,11 +189,20 @@ mod tests {
             let commands = corrections(&members, &registry.view());
             assert_eq!(commands.len(), 1);
             apply(&mut replica, commands);
-            assert_eq!(status("b"), (CheckStatus::Critical, DEAD.to_owned()));
+            assert_eq!(
+                status("b"),
+                (
+                    CheckStatus::Critical,
+                    "Agent not live or unreachable".to_owned()
+                )
+            );
             assert_eq!(status("a").0, CheckStatus::Passing);
             assert!(corrections(&members, &registry.view()).is_empty());
             apply(&mut replica, corrections(&all_alive, &registry.view()));
-            assert_eq!(status("b"), (CheckStatus::Passing, ALIVE.to_owned()));
+            assert_eq!(
+                status("b"),
+                (CheckStatus::Passing, "Agent alive and reachable".to_owned())
+            );
         }
     }
 

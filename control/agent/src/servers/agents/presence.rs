@@ -18,21 +18,16 @@ use wharf_registry::{
     command::Register,
     consensus::{Consensus, Envelope},
     log::ServerId,
-    model::{CheckStatus, HealthCheck, Node},
+    model::{CheckStatus, Node},
 };
 
 use super::{
-    super::{
-        Peers,
-        client::enveloped,
-        presence::{ALIVE, DEAD},
-        wire,
-    },
+    super::{Peers, client::enveloped, wire},
     roll::{LEASE, Roll, Sighting, Verdict},
 };
 use crate::{
     cluster::Cluster,
-    local::{SERF_HEALTH, SERVER_SERVICE},
+    local::{SERF_HEALTH, SERVER_SERVICE, serf_health},
 };
 
 const TICK: Duration = Duration::from_secs(1);
@@ -284,23 +279,11 @@ fn agents(view: &View) -> Vec<Agent> {
 
 /// What the catalog is to say of an agent.
 pub(super) fn health(node: Node, alive: bool) -> Register {
-    let (status, output) = match alive {
-        true => (CheckStatus::Passing, ALIVE),
-        false => (CheckStatus::Critical, DEAD),
-    };
-    let check = HealthCheck {
-        node: node.name.clone(),
-        id: SERF_HEALTH.into(),
-        name: "Serf Health Status".into(),
-        status,
-        output: output.into(),
-        ..HealthCheck::default()
-    };
     Register {
+        checks: vec![serf_health(&node.name, alive)],
         node,
         skip_node_update: true,
         service: None,
-        checks: vec![check],
     }
 }
 
