@@ -9,7 +9,7 @@ use uuid::Uuid;
 use wharf_registry::Mirror;
 
 use super::{
-    Ask, ClientOptions, Shared,
+    Ask, Shared,
     session::{End, Session},
 };
 use crate::servers::{Complaints, lookup};
@@ -20,7 +20,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Keeps a session, with one server after the other.
 pub(super) struct Connector {
-    pub(super) options: ClientOptions,
+    pub(super) datacenter: String,
     pub(super) shared: Arc<Shared>,
     pub(super) mirror: Mirror,
     pub(super) asked: mpsc::Receiver<Ask>,
@@ -31,13 +31,13 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(
-        options: ClientOptions,
+        datacenter: String,
         shared: Arc<Shared>,
         mirror: Mirror,
         asked: mpsc::Receiver<Ask>,
     ) -> Connector {
         Connector {
-            options,
+            datacenter,
             shared,
             mirror,
             asked,

@@ -23,7 +23,10 @@ mod session;
 mod topics;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -93,7 +96,7 @@ struct Shared {
     asks: mpsc::Sender<Ask>,
     link: watch::Sender<Option<Link>>,
     servers: watch::Sender<Servers>,
-    nodes: std::sync::atomic::AtomicU64,
+    nodes: AtomicU64,
     last_contact: Mutex<Option<Instant>>,
     hold: Duration,
     node: Node,
@@ -160,15 +163,15 @@ pub(crate) fn start(options: ClientOptions) -> (Client, Running) {
         asks,
         link: watch::Sender::new(None),
         servers: watch::Sender::default(),
-        nodes: std::sync::atomic::AtomicU64::new(0),
+        nodes: AtomicU64::new(0),
         last_contact: Mutex::default(),
         hold: options.hold,
-        node: options.node.clone(),
-        places: Mutex::new(options.retry_join.clone()),
+        node: options.node,
+        places: Mutex::new(options.retry_join),
         default_port: options.default_port,
     });
     let stop = CancellationToken::new();
-    let connector = Connector::new(options, shared.clone(), mirror, asked);
+    let connector = Connector::new(options.datacenter, shared.clone(), mirror, asked);
     let running = Running {
         stop: stop.clone(),
         task: tokio::spawn(connector.run(stop)),
@@ -457,7 +460,7 @@ impl Cluster for Client {
     }
 
     fn node_count(&self) -> usize {
-        let nodes = self.shared.nodes.load(std::sync::atomic::Ordering::Relaxed);
+        let nodes = self.shared.nodes.load(Ordering::Relaxed);
         usize::try_from(nodes).unwrap_or(usize::MAX)
     }
 

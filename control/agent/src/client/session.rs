@@ -1,6 +1,6 @@
 //! One session with one server.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -97,11 +97,10 @@ impl Session {
             .connect_lazy();
         let link = Link { calls, session };
         let (out, outgoing) = mpsc::channel(AHEAD);
-        let node =
-            mirror::pack(&connector.options.node).map_err(|error| away(error.to_string()))?;
+        let node = mirror::pack(&connector.shared.node).map_err(|error| away(error.to_string()))?;
         let greeting = proto::Greeting {
             session,
-            datacenter: connector.options.datacenter.clone(),
+            datacenter: connector.datacenter.clone(),
             cluster: connector.cluster.map(wire::write_id).unwrap_or_default(),
             index: connector.mirror.index(),
             node,
@@ -227,8 +226,7 @@ impl Session {
             Some(To::News(news)) => self.take_news(shared, mirror, news),
             Some(To::Servers(servers)) => self.take_servers(shared, servers).map_err(End::Lost),
             Some(To::Alive(alive)) => {
-                let nodes = &shared.nodes;
-                nodes.store(alive.nodes, std::sync::atomic::Ordering::Relaxed);
+                shared.nodes.store(alive.nodes, Ordering::Relaxed);
                 Ok(())
             }
             Some(To::Reply(reply)) => {

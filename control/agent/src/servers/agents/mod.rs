@@ -38,7 +38,6 @@ use wharf_registry::{
 use self::{
     presence::{health, read_sighting},
     session::Session,
-    wire::Welcoming,
 };
 use crate::{
     cluster::Cluster,
@@ -224,7 +223,6 @@ impl Agents for Service {
             ));
         };
         let (node, id) = self.welcome(&greeting).await?;
-        let welcoming = Welcoming(self.consensus.clone());
         let welcome = proto::Welcome {
             server: Some(self.own.clone()),
             cluster: self
@@ -232,7 +230,7 @@ impl Agents for Service {
                 .cluster()
                 .map(|cluster| wire::write_id(cluster.0))
                 .unwrap_or_default(),
-            servers: Some(welcoming.servers()),
+            servers: Some(wire::write_servers(&self.consensus)),
         };
         let (out, told) = mpsc::channel(AHEAD);
         let message = proto::ToAgent {
@@ -244,7 +242,7 @@ impl Agents for Service {
         let session = Session {
             node,
             cluster: self.cluster.clone(),
-            welcoming,
+            consensus: self.consensus.clone(),
             held: self.presence.hold(greeting.session, id),
             out,
             stop: self.stop.clone(),

@@ -22,14 +22,12 @@ use wharf_proto::server::v1::{
 use wharf_registry::{
     Command, Outcome, View,
     command::PlatformCommand,
+    consensus::Consensus,
     mirror::{self, Topic},
     model::Node,
 };
 
-use super::{
-    presence::Held,
-    wire::{self, Welcoming},
-};
+use super::{presence::Held, wire};
 use crate::{
     cluster::{BoxFuture, Cluster, ClusterError, Consistency},
     grpc::WatchSet,
@@ -75,7 +73,7 @@ pub(super) struct Session {
     /// As the agent greeted.
     pub(super) node: Node,
     pub(super) cluster: Arc<dyn Cluster>,
-    pub(super) welcoming: Welcoming,
+    pub(super) consensus: Consensus,
     pub(super) held: Held,
     pub(super) out: Sender,
     pub(super) stop: CancellationToken,
@@ -114,7 +112,7 @@ impl Session {
             view: registry.view(),
             topics: BTreeSet::new(),
             fresh: HashSet::new(),
-            servers: self.welcoming.servers(),
+            servers: wire::write_servers(&self.consensus),
         };
         let mut watches = WatchSet::default();
         let mut pending: FuturesUnordered<Pending> = FuturesUnordered::new();
@@ -247,7 +245,7 @@ impl Session {
 
     /// Tells the agent that this server is there.
     async fn beat(&self, told: &mut Told) -> Result<(), End> {
-        let servers = self.welcoming.servers();
+        let servers = wire::write_servers(&self.consensus);
         if servers != told.servers {
             told.servers = servers.clone();
             self.send(To::Servers(servers)).await?;

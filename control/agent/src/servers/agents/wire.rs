@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use wharf_proto::server::v1::{self as proto, failure::Kind, session_reply, topic};
-use wharf_registry::{Outcome, consensus::Consensus, mirror::Topic, model::fold_name};
+use wharf_registry::{Outcome, consensus::Consensus, log::Server, mirror::Topic, model::fold_name};
 
 pub(crate) use super::super::wire::{Malformed, read_id, read_optional_id, read_server, write_id};
 use super::super::wire::{write_leader, write_server};
@@ -12,23 +12,18 @@ use crate::cluster::ClusterError;
 const MAX_NAME: usize = 4096;
 
 /// Who the servers are, for their agents.
-#[derive(Clone, Debug)]
-pub(super) struct Welcoming(pub(super) Consensus);
-
-impl Welcoming {
-    pub(super) fn servers(&self) -> proto::ServerList {
-        let members = self.0.members().into_iter();
-        let servers = members.map(|member| {
-            let server = wharf_registry::log::Server {
-                name: member.name,
-                address: member.address,
-            };
-            write_server(member.id, &server)
-        });
-        proto::ServerList {
-            servers: servers.collect(),
-            leader: self.0.leader().map(write_leader),
-        }
+pub(super) fn write_servers(consensus: &Consensus) -> proto::ServerList {
+    let members = consensus.members().into_iter();
+    let servers = members.map(|member| {
+        let server = Server {
+            name: member.name,
+            address: member.address,
+        };
+        write_server(member.id, &server)
+    });
+    proto::ServerList {
+        servers: servers.collect(),
+        leader: consensus.leader().map(write_leader),
     }
 }
 
