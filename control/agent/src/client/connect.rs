@@ -72,6 +72,7 @@ impl Connector {
                     End::Moving(reason) => {
                         tracing::debug!(address, reason, "going to another server")
                     }
+                    End::Over => std::future::pending().await,
                 }
                 left = Some(address);
                 break;

@@ -49,6 +49,8 @@ const AHEAD: usize = 64;
 pub(super) enum End {
     Lost(String),
     Moving(&'static str),
+    /// This agent ends: there is to be no other.
+    Over,
 }
 
 /// Why there is none.
@@ -343,7 +345,7 @@ impl Session {
                 let end = self.say_bye(hold).await;
                 let _ = said.send(());
                 end?;
-                Err(End::Moving("this agent ends"))
+                Err(End::Over)
             }
         }
     }
