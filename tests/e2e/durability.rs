@@ -148,10 +148,10 @@ fn the_data_of_a_newer_wharf_and_of_another_node_is_refused() {
     };
     let path = |name: &str| directory.path().join(name);
     let version = std::fs::read_to_string(path("raft/VERSION")).unwrap();
-    std::fs::write(path("raft/VERSION"), version.replacen('1', "2", 1)).unwrap();
+    std::fs::write(path("raft/VERSION"), version.replacen('2', "3", 1)).unwrap();
     let error = refusal();
     assert!(
-        error.contains("was written by a newer wharf (format 2"),
+        error.contains("was written by a newer wharf (format 3"),
         "{error}"
     );
     std::fs::write(path("raft/VERSION"), &version).unwrap();

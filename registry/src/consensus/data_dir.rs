@@ -28,7 +28,8 @@ use uuid::Uuid;
 use crate::log::ServerId;
 
 /// The format that this binary writes.
-const VERSION: u32 = 1;
+/// 2: entries of the log say up to where it was durable.
+const VERSION: u32 = 2;
 
 /// A data directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -163,11 +164,16 @@ fn check_version(root: &Path, node: Uuid, reused: bool) -> Result<ServerId, Data
             expected: node,
         });
     }
-    match lines.next() {
+    let server: Uuid = match lines.next() {
         // As the first version of wharf wrote it.
-        None => Ok(ServerId(node)),
-        Some(line) => line.parse().map(ServerId).map_err(|_| malformed()),
+        None => node,
+        Some(line) => line.parse().map_err(|_| malformed())?,
+    };
+    if version < VERSION {
+        // Before anything is written that an older wharf would take for damage.
+        write_version(root, node, server).map_err(failed(&path))?;
     }
+    Ok(ServerId(server))
 }
 
 /// Whole or not at all: a crash leaves either no version file or a good one.
@@ -234,15 +240,18 @@ mod tests {
         // As the first version wrote it.
         fs::write(dir.path().join("raft/VERSION"), format!("1\n{node}\n")).unwrap();
         assert_eq!(reused(dir.path()), ServerId(node));
+        // From here on it is one that the first version refuses.
+        let version = fs::read_to_string(dir.path().join("raft/VERSION")).unwrap();
+        assert_eq!(version, format!("{VERSION}\n{node}\n{node}\n"));
     }
 
     #[test]
     fn a_newer_format_is_refused_clearly() {
         let dir = tempfile::tempdir().unwrap();
         drop(open(&dir, 1).unwrap());
-        fs::write(dir.path().join("raft/VERSION"), "2\nwhatever comes\n").unwrap();
+        fs::write(dir.path().join("raft/VERSION"), "3\nwhatever comes\n").unwrap();
         let error = open(&dir, 1).unwrap_err();
-        assert!(matches!(error, DataDirError::Newer { found: 2, .. }));
+        assert!(matches!(error, DataDirError::Newer { found: 3, .. }));
         assert!(error.to_string().contains("written by a newer wharf"));
     }
 
