@@ -5,20 +5,23 @@
 //! is woken once. The cost is that of the change and of those who watch it: nothing is done for a
 //! key that nobody watches, and nobody is woken for a key they do not watch.
 //!
-//! The order that makes this safe: a reader first takes the cell, notes its version, then loads the
-//! view; a writer first publishes the view, then moves the version. A reader that saw the old view
-//! therefore sees the version move.
+//! Who watches first and loads the view then misses no change: see [`cells`].
+
+mod cells;
+mod prefixes;
+mod sync;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    hash::{BuildHasher, RandomState},
+    future,
+    hash::RandomState,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use tokio::sync::Notify;
+use cells::{Cells, Interest};
+use prefixes::PrefixLengths;
 
 use crate::{
     model::{ConfigEntryKind, Str},
@@ -65,29 +68,11 @@ pub enum WatchKey {
     PlatformNode(Str),
 }
 
-#[derive(Debug, Default)]
-struct Cell {
-    version: AtomicU64,
-    notify: Notify,
-}
-
-impl Cell {
-    fn wake(&self) {
-        self.version.fetch_add(1, Ordering::Release);
-        self.notify.notify_waiters();
-    }
-}
-
-const SHARDS: usize = 16;
-
-/// All cells that somebody watches.
+/// All that somebody watches.
 #[derive(Debug)]
 pub struct Watches {
-    shards: [Mutex<HashMap<WatchKey, Arc<Cell>>>; SHARDS],
-    hasher: RandomState,
-    /// How many watched prefixes there are of each length, in bytes: a changed key is looked up
-    /// under these lengths only.
-    prefix_lengths: Mutex<BTreeMap<usize, usize>>,
+    cells: Cells<WatchKey>,
+    prefix_lengths: PrefixLengths,
     watchers: AtomicUsize,
     wakes: AtomicU64,
 }
@@ -95,9 +80,8 @@ pub struct Watches {
 impl Default for Watches {
     fn default() -> Self {
         Watches {
-            shards: Default::default(),
-            hasher: RandomState::new(),
-            prefix_lengths: Mutex::default(),
+            cells: Cells::with_hasher(RandomState::new()),
+            prefix_lengths: PrefixLengths::default(),
             watchers: AtomicUsize::new(0),
             wakes: AtomicU64::new(0),
         }
@@ -108,19 +92,14 @@ impl Watches {
     /// Starts to watch `key`. What changes from now on is seen by [`Watcher::changed`].
     pub fn watch(self: &Arc<Self>, key: WatchKey) -> Watcher {
         if let WatchKey::KvPrefix(prefix) = &key {
-            *lock(&self.prefix_lengths).entry(prefix.len()).or_default() += 1;
+            self.prefix_lengths.add(prefix.len());
         }
-        let cell = lock(self.shard(&key))
-            .entry(key.clone())
-            .or_default()
-            .clone();
+        let interest = self.cells.enter(&key);
         self.watchers.fetch_add(1, Ordering::Relaxed);
-        let seen = cell.version.load(Ordering::Acquire);
         Watcher {
             watches: self.clone(),
             key,
-            cell,
-            seen,
+            interest,
             counted: true,
         }
     }
@@ -137,11 +116,7 @@ impl Watches {
 
     /// Wakes every watcher: the state was replaced.
     pub fn wake_all(&self) {
-        for shard in &self.shards {
-            for cell in lock(shard).values() {
-                cell.wake();
-            }
-        }
+        self.cells.wake_all();
     }
 
     /// How many watchers there are, without the [standing](Watcher::standing) ones.
@@ -156,62 +131,22 @@ impl Watches {
 
     /// Whether anybody watches the key.
     pub fn is_watched(&self, key: &WatchKey) -> bool {
-        lock(self.shard(key)).contains_key(key)
+        self.cells.contains(key)
     }
 
     fn wake_key(&self, key: &WatchKey) {
-        let cell = lock(self.shard(key)).get(key).cloned();
-        if let Some(cell) = cell {
+        if self.cells.wake(key) {
             self.wakes.fetch_add(1, Ordering::Relaxed);
-            cell.wake();
         }
     }
 
     fn wake_prefixes_of(&self, key: &Str) {
-        let lengths: Vec<usize> = lock(&self.prefix_lengths)
-            .range(..=key.len())
-            .map(|(&length, _)| length)
-            .collect();
-        for length in lengths {
+        for length in self.prefix_lengths.up_to(key.len()) {
             if let Some(prefix) = key.get(..length) {
                 self.wake_key(&WatchKey::KvPrefix(prefix.into()));
             }
         }
     }
-
-    fn shard(&self, key: &WatchKey) -> &Mutex<HashMap<WatchKey, Arc<Cell>>> {
-        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
-    }
-
-    fn release(&self, key: &WatchKey, counted: bool) {
-        self.watchers
-            .fetch_sub(usize::from(counted), Ordering::Relaxed);
-        {
-            let mut shard = lock(self.shard(key));
-            // The map's own reference, and that of the watcher that is going.
-            if shard
-                .get(key)
-                .is_some_and(|cell| Arc::strong_count(cell) <= 2)
-            {
-                shard.remove(key);
-            }
-        }
-        if let WatchKey::KvPrefix(prefix) = key {
-            let mut lengths = lock(&self.prefix_lengths);
-            if let Some(count) = lengths.get_mut(&prefix.len()) {
-                *count -= 1;
-                if *count == 0 {
-                    lengths.remove(&prefix.len());
-                }
-            }
-        }
-    }
-}
-
-/// A panic while a shard was locked cannot leave it half changed: each critical section is one map
-/// operation.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One interest in a key. Dropping it ends the watch and frees the cell with the last one.
@@ -219,8 +154,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Watcher {
     watches: Arc<Watches>,
     key: WatchKey,
-    cell: Arc<Cell>,
-    seen: u64,
+    interest: Interest,
     /// Somebody's, not the agent's own.
     counted: bool,
 }
@@ -240,18 +174,7 @@ impl Watcher {
     /// Completes when the key changed since the watch began, or since the last completion. Several
     /// changes in between are one. Cancel safe.
     pub async fn changed(&mut self) {
-        loop {
-            let notified = self.cell.notify.notified();
-            tokio::pin!(notified);
-            // From here on a wake is not missed; so the version is read after it.
-            notified.as_mut().enable();
-            let version = self.cell.version.load(Ordering::Acquire);
-            if version != self.seen {
-                self.seen = version;
-                return;
-            }
-            notified.await;
-        }
+        future::poll_fn(|context| self.interest.poll_changed(context)).await;
     }
 
     pub fn key(&self) -> &WatchKey {
@@ -261,7 +184,14 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.watches.release(&self.key, self.counted);
+        let watches = &self.watches;
+        watches
+            .watchers
+            .fetch_sub(usize::from(self.counted), Ordering::Relaxed);
+        watches.cells.leave(&self.key, &mut self.interest);
+        if let WatchKey::KvPrefix(prefix) = &self.key {
+            watches.prefix_lengths.remove(prefix.len());
+        }
     }
 }
 
@@ -327,19 +257,13 @@ mod tests {
         let first = watches.watch(WatchKey::KvPrefix("a".into()));
         let second = watches.watch(WatchKey::KvPrefix("a".into()));
         drop(first);
-        let cells = || {
-            watches
-                .shards
-                .iter()
-                .map(|shard| lock(shard).len())
-                .sum::<usize>()
-        };
+        let cells = || watches.cells.count();
         assert_eq!((cells(), watches.watchers()), (1, 1));
         let own = watches.watch(WatchKey::Jobs).standing();
         assert_eq!((cells(), watches.watchers()), (2, 1));
         drop((own, second));
         assert_eq!((cells(), watches.watchers()), (0, 0));
-        assert!(lock(&watches.prefix_lengths).is_empty());
+        assert!(watches.prefix_lengths.up_to(usize::MAX).is_empty());
     }
 
     #[tokio::test]
