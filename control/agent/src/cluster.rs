@@ -9,7 +9,7 @@ use wharf_registry::{
     Command, Outcome, Registry, command::Refusal, consensus::Member, log::ServerId, watch::WatchKey,
 };
 
-use crate::client::Client;
+use crate::{client::Client, rates::TooManyCalls};
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -33,6 +33,9 @@ pub enum ClusterError {
     NoLeader,
     #[error("too many writes in flight: try again later")]
     Overloaded,
+    /// More than this agent may ask of servers.
+    #[error(transparent)]
+    TooManyCalls(#[from] TooManyCalls),
     #[error("{0}")]
     DiskFull(String),
     #[error("{0}")]

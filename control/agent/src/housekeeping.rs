@@ -1,15 +1,20 @@
 //! What the leader does now and then.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wharf_registry::{
-    Command,
-    command::{KvCommand, RestoreCommand},
+    Command, View,
+    command::{Deregister, DeregisterTarget, KvCommand, RestoreCommand},
+    model::{CheckStatus, Str},
 };
 
-use crate::{cluster::Cluster, platform::unix_now};
+use crate::{cluster::Cluster, local::SERF_HEALTH, platform::unix_now};
 
 /// How long deletions of keys are remembered (Consul's tombstone TTL).
 const TOMBSTONE_TTL: Duration = Duration::from_secs(15 * 60);
@@ -77,10 +82,119 @@ pub(crate) async fn abandon_restores(cluster: Arc<dyn Cluster>, stop: Cancellati
     }
 }
 
+/// The nodes that are dead: whoever looks after them says so in the catalog.
+fn dead_nodes(view: &View) -> impl Iterator<Item = &Str> {
+    let dead = view.nodes().filter(|entry| {
+        let check = entry.checks.get(SERF_HEALTH);
+        check.is_some_and(|check| check.status == CheckStatus::Critical)
+    });
+    dead.map(|entry| &entry.node.name)
+}
+
+/// Takes nodes out of the catalog that have been dead for `after` (Consul's `reconnect_timeout`), with everything on
+/// them. The catalog does not say since when: every server remembers when it saw it first, and whoever leads goes by
+/// its own memory. So it is never too early, and later after a restart.
+pub(crate) async fn reap_dead_nodes(
+    cluster: Arc<dyn Cluster>,
+    after: Duration,
+    stop: CancellationToken,
+) {
+    let mut since: HashMap<Str, Instant> = HashMap::new();
+    let mut ticks = tokio::time::interval(GRANULARITY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let now = Instant::now();
+        let view = cluster.registry().view();
+        let before = std::mem::take(&mut since);
+        since = dead_nodes(&view)
+            .map(|name| (name.clone(), before.get(name).copied().unwrap_or(now)))
+            .collect();
+        drop(view);
+        if !cluster.leader().is_some_and(|leader| leader.is_self) {
+            continue;
+        }
+        // Those that have a place among the servers are for autopilot to judge.
+        let servers = cluster.servers();
+        let is_server = |name: &Str| {
+            let mut servers = servers.iter();
+            servers.any(|server| server.name.eq_ignore_ascii_case(name))
+        };
+        let long_dead = since
+            .iter()
+            .filter(|(name, at)| now - **at >= after && !is_server(name));
+        for (name, _) in long_dead {
+            tracing::warn!(%name, "a node that has been dead for {after:?} is taken out of the catalog");
+            let reap = Command::Deregister(Deregister {
+                node: name.clone(),
+                target: DeregisterTarget::Node,
+            });
+            if let Err(error) = cluster.write(reap).await {
+                tracing::debug!(%error, "it stays for now");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use wharf_registry::{
+        command::Register,
+        model::{HealthCheck, Node},
+    };
+
     use super::*;
-    use crate::cluster::testing::Solo;
+    use crate::{cluster::testing::Solo, local::serf_health};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_stays_dead_is_taken_out_and_one_that_comes_back_is_not() {
+        let cluster = Arc::new(Solo::new());
+        let object: Arc<dyn Cluster> = cluster.clone();
+        let stop = CancellationToken::new();
+        let after = Duration::from_secs(72 * 3600);
+        let task = tokio::spawn(reap_dead_nodes(object.clone(), after, stop.clone()));
+        let register = |name: &'static str, check: Option<HealthCheck>| {
+            let register = Register {
+                node: Node {
+                    name: name.into(),
+                    address: "10.0.0.1".into(),
+                    ..Node::default()
+                },
+                checks: check.into_iter().collect(),
+                ..Register::default()
+            };
+            object.write(Command::Register(Box::new(register)))
+        };
+        let says =
+            |name: &'static str, alive| register(name, Some(serf_health(&name.into(), alive)));
+        for name in ["alive", "dead", "moody"] {
+            says(name, true).await.unwrap();
+        }
+        // Registered by somebody else, who also has to take it out.
+        register("external", None).await.unwrap();
+        says("dead", false).await.unwrap();
+        says("moody", false).await.unwrap();
+        tokio::time::sleep(after - 2 * GRANULARITY).await;
+        says("moody", true).await.unwrap();
+        tokio::time::sleep(GRANULARITY).await;
+        says("moody", false).await.unwrap();
+        let names = || -> Vec<String> {
+            let view = cluster.registry().view();
+            view.nodes()
+                .map(|entry| entry.node.name.to_string())
+                .collect()
+        };
+        assert_eq!(names(), ["alive", "dead", "external", "moody"]);
+        tokio::time::sleep(4 * GRANULARITY).await;
+        assert_eq!(names(), ["alive", "external", "moody"]);
+        tokio::time::sleep(after).await;
+        assert_eq!(names(), ["alive", "external"]);
+        stop.cancel();
+        task.await.unwrap();
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_restore_that_nobody_finishes_is_forgotten() {

@@ -1,8 +1,10 @@
-//! How many requests a second are served: Consul's `limits.request_limits`.
+//! How many requests a second are served, Consul's `limits.request_limits`; and how many a client agent passes on to
+//! servers, `limits.rpc_rate` and `limits.rpc_max_burst`.
 //!
-//! Reads and writes have a bucket each, for all clients together. It holds ten seconds' worth, so that a burst after
-//! a quiet time is no offence. What is about this agent alone, and what an operator needs to repair a cluster, is not
-//! counted.
+//! Of those that are served, reads and writes have a bucket each, for all clients together. It holds ten seconds'
+//! worth, so that a burst after a quiet time is no offence. What is about this agent alone, and what an operator needs
+//! to repair a cluster, is not counted. Of those that are passed on, whatever somebody asks of the agent counts; what
+//! the agent itself has to say of its node and its checks does not, or a flood at its door would silence it.
 
 use std::{
     sync::{
@@ -17,6 +19,8 @@ use tokio::time::Instant;
 
 /// How many seconds' worth of requests may come at once.
 const BURST: f64 = 10.0;
+/// Longer than an agent runs.
+const LIFETIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// What happens to a request beyond the rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +40,16 @@ pub struct RateLimits {
     pub mode: RateMode,
     pub reads: Option<f64>,
     pub writes: Option<f64>,
+    pub passed_on: PassedOn,
+}
+
+/// What a client agent passes on to servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PassedOn {
+    /// Requests a second; `None`: as many as come.
+    pub rate: Option<f64>,
+    /// How many may come at once.
+    pub burst: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +72,11 @@ impl Operation {
 #[error("rate limit exceeded, try again later or against a different server")]
 pub(crate) struct RateExceeded;
 
+/// A request beyond what this agent may ask of servers. The text is Consul's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("RPC rate limit exceeded")]
+pub struct TooManyCalls;
+
 /// The limits in force, for everybody who serves requests.
 #[derive(Clone, Debug, Default)]
 pub struct Rates(Arc<ArcSwap<Inner>>);
@@ -67,6 +86,7 @@ struct Inner {
     limits: RateLimits,
     reads: Option<Bucket>,
     writes: Option<Bucket>,
+    passed_on: Option<Bucket>,
     /// When a request beyond the rate was last said, in milliseconds after the start of the buckets, plus one.
     said: AtomicU64,
     started: Instant,
@@ -82,9 +102,19 @@ impl Inner {
     fn new(limits: RateLimits) -> Inner {
         let bucket = |rate: Option<f64>| match limits.mode {
             RateMode::Disabled => None,
-            _ => rate.map(Bucket::full),
+            _ => rate.map(|rate| {
+                // Of less than one request in ten seconds, one may come.
+                let burst = if rate > 0.0 {
+                    (rate * BURST).max(1.0)
+                } else {
+                    0.0
+                };
+                Bucket::full(rate, burst)
+            }),
         };
+        let PassedOn { rate, burst } = limits.passed_on;
         Inner {
+            passed_on: rate.map(|rate| Bucket::full(rate, burst.into())),
             reads: bucket(limits.reads),
             writes: bucket(limits.writes),
             limits,
@@ -148,6 +178,15 @@ impl Rates {
             false => Ok(()),
         }
     }
+
+    /// Counts a request that a client agent is about to pass on, which may be one too many.
+    pub(crate) fn pass_on(&self) -> Result<(), TooManyCalls> {
+        if self.0.load().passed_on.as_ref().is_none_or(Bucket::take) {
+            return Ok(());
+        }
+        metrics::counter!("wharf_calls_over_limit_total").increment(1);
+        Err(TooManyCalls)
+    }
 }
 
 /// A bucket of tokens, as the time at which it would be full again: one number, so that no lock is needed.
@@ -163,20 +202,14 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn full(rate: f64) -> Bucket {
-        // A rate of 0 admits nothing: no time pays for a request.
-        let cost = Duration::try_from_secs_f64(1.0 / rate).map_or(u64::MAX, |cost| {
-            u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX)
-        });
-        let burst = Duration::from_secs_f64(BURST).as_nanos();
+    /// With room for `burst` requests. A rate of 0 admits these, and then none in the life of an agent.
+    fn full(rate: f64, burst: f64) -> Bucket {
+        let seconds = (1.0 / rate).min(LIFETIME.as_secs_f64() / burst.max(1.0));
+        let nanos = seconds * 1e9;
         Bucket {
             started: Instant::now(),
-            cost,
-            // Of less than one request in ten seconds, one may come.
-            burst: u64::try_from(burst).unwrap_or(u64::MAX).max(match cost {
-                u64::MAX => 0,
-                cost => cost,
-            }),
+            cost: nanos as u64,
+            burst: (nanos * burst) as u64,
             paid_at: AtomicU64::new(0),
         }
     }
@@ -209,6 +242,7 @@ mod tests {
             mode: RateMode::Enforcing,
             reads: Some(5.0),
             writes: Some(0.0),
+            ..RateLimits::default()
         };
         let rates = Rates::new(limits);
         assert_eq!(admitted(&rates, Operation::Read, 100), 50);
@@ -236,9 +270,32 @@ mod tests {
             mode: RateMode::Enforcing,
             reads: None,
             writes: Some(0.05),
+            ..RateLimits::default()
         });
         assert_eq!(admitted(&rates, Operation::Write, 10), 1);
         tokio::time::advance(Duration::from_secs(20)).await;
         assert_eq!(admitted(&rates, Operation::Write, 10), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_passed_on_has_a_rate_of_its_own() {
+        let passed_on = |rates: &Rates| (0..100).filter(|_| rates.pass_on().is_ok()).count();
+        let rates = Rates::default();
+        assert_eq!(passed_on(&rates), 100);
+        let limited = |rate, burst| RateLimits {
+            passed_on: PassedOn { rate, burst },
+            ..RateLimits::default()
+        };
+        rates.set(limited(Some(2.0), 7));
+        assert_eq!(passed_on(&rates), 7);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(passed_on(&rates), 4);
+        rates.set(limited(Some(0.0), 7));
+        assert_eq!(passed_on(&rates), 7);
+        tokio::time::advance(Duration::from_secs(1_000_000)).await;
+        assert_eq!(passed_on(&rates), 0);
+        rates.set(limited(Some(100.0), 0));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(passed_on(&rates), 0, "with no burst none comes");
     }
 }

@@ -124,7 +124,8 @@ impl Agent {
         let recorder = Recorder::install();
         let node = node_info(&config, node_uuid);
 
-        let mut role = Role::start(&config, &sockets, &node, node_uuid).await?;
+        let rates = Rates::default();
+        let mut role = Role::start(&config, &sockets, &node, node_uuid, &rates).await?;
         let cluster = role.cluster(&config);
         let local = LocalState::open(local_options(&config), catalog_node(&node))?;
 
@@ -170,7 +171,7 @@ impl Agent {
         let tasks = TaskTracker::new();
         let authorizer: Arc<dyn Authorizer> = Arc::new(AllowAll);
         let (control, mut requests) = mpsc::channel(8);
-        let settings = http_settings(&config, Rates::default());
+        let settings = http_settings(&config, rates.clone());
         let dns = match sockets.dns_udp.is_empty() {
             true => None,
             false => Some(DnsServer::start(
@@ -210,7 +211,7 @@ impl Agent {
             authorizer,
             node,
             limits: grpc::Limits::default(),
-            rates: http.settings.load().rates.clone(),
+            rates,
         };
         let config = http.agent.config.load_full();
         let for_agents = ForAgents {

@@ -3,6 +3,7 @@
 mod agents;
 mod autopilot;
 mod chaos;
+mod clients;
 mod clocks;
 mod disks;
 mod recovery;

@@ -80,7 +80,14 @@ impl Site {
 
     /// A client agent that is told of two of three servers.
     pub(crate) fn client(&self, number: u8, flags: &[&str]) -> Server {
-        let joins = [1, 2].map(|server| format!("-retry-join={}", self.server_address(server)));
+        self.client_of(&[1, 2], number, flags)
+    }
+
+    /// A client agent that is told of these servers.
+    pub(crate) fn client_of(&self, servers: &[u8], number: u8, flags: &[&str]) -> Server {
+        let joins = servers.iter();
+        let joins = joins.map(|server| format!("-retry-join={}", self.server_address(*server)));
+        let joins: Vec<String> = joins.collect();
         let joins = joins.iter().map(String::as_str);
         let flags: Vec<&str> = joins.chain(flags.iter().copied()).collect();
         self.start_agent(number, format!("c{number}"), &flags, |_| {})

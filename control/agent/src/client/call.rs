@@ -57,6 +57,7 @@ impl Client {
         parts: Parts,
         body: RequestBody,
     ) -> Result<Response, ClusterError> {
+        self.shared.rates.pass_on()?;
         let deadline = Instant::now() + self.shared.hold;
         let safe = matches!(parts.method, Method::GET | Method::HEAD);
         let mut sent = read_ahead(body).await?;

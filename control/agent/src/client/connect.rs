@@ -130,6 +130,11 @@ impl Connector {
                 .filter(|place| !known.contains(place))
                 .collect();
             rest.shuffle(&mut rand::rng());
+            // None of them may be a server any more.
+            let mut before = self.shared.remembered_places.clone();
+            before.shuffle(&mut rand::rng());
+            before.retain(|place| !known.contains(place) && !rest.contains(place));
+            rest.append(&mut before);
         }
         first.extend(rest);
         if let Some(left) = left {

@@ -10,6 +10,7 @@
 //! topics     what is followed, and for how long
 //! call       requests of the HTTP API, passed on
 //! names      what DNS needs
+//! remembered the servers, for the next run
 //! ```
 //!
 //! What is followed is held in a [`Mirror`](wharf_registry::Mirror), whose registry everything above reads as it would
@@ -19,10 +20,12 @@
 mod call;
 mod connect;
 mod names;
+mod remembered;
 mod session;
 mod topics;
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -50,9 +53,10 @@ use wharf_registry::{
     watch::WatchKey,
 };
 
-use self::{connect::Connector, topics::Topics};
+use self::{connect::Connector, remembered::Remembered, topics::Topics};
 use crate::{
     cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader},
+    rates::Rates,
     servers::{Complaints, MAX_MESSAGE, channel, lookup},
 };
 
@@ -75,10 +79,13 @@ pub(crate) struct ClientOptions {
     pub(crate) datacenter: String,
     /// Where servers may be: `host`, `host:port` or an address.
     pub(crate) retry_join: Vec<String>,
+    /// Where the servers are remembered, if anywhere.
+    pub(crate) data_dir: Option<PathBuf>,
     /// The port of a place without one.
     pub(crate) default_port: u16,
     /// How long reads and writes wait for a server.
     pub(crate) hold: Duration,
+    pub(crate) rates: Rates,
 }
 
 /// The way to the servers. Clones share it.
@@ -99,9 +106,13 @@ struct Shared {
     nodes: AtomicU64,
     last_contact: Mutex<Option<Instant>>,
     hold: Duration,
+    rates: Rates,
     node: Node,
     /// Where servers may be, as told at the start and since.
     places: Mutex<Vec<String>>,
+    /// Where they were in the last run.
+    remembered_places: Vec<String>,
+    remembered: Remembered,
     default_port: u16,
 }
 
@@ -156,6 +167,8 @@ impl Running {
 pub(crate) fn start(options: ClientOptions) -> (Client, Running) {
     let mirror = Mirror::new();
     let (asks, asked) = mpsc::channel(WAITING);
+    let (remembered, remembered_places) =
+        Remembered::open(options.data_dir.as_deref(), &options.retry_join);
     let shared = Arc::new(Shared {
         registry: mirror.registry(),
         topics: Mutex::default(),
@@ -166,8 +179,11 @@ pub(crate) fn start(options: ClientOptions) -> (Client, Running) {
         nodes: AtomicU64::new(0),
         last_contact: Mutex::default(),
         hold: options.hold,
+        rates: options.rates,
         node: options.node,
         places: Mutex::new(options.retry_join),
+        remembered_places,
+        remembered,
         default_port: options.default_port,
     });
     let stop = CancellationToken::new();
@@ -306,6 +322,8 @@ impl Client {
         &self,
         request: Request<WatchRequest>,
     ) -> Result<Streaming<WatchResponse>, Status> {
+        let passed_on = self.shared.rates.pass_on();
+        passed_on.map_err(|error| Status::resource_exhausted(error.to_string()))?;
         let deadline = Instant::now() + self.shared.hold;
         let link = self.link(deadline).await;
         let link = link.map_err(|error| Status::unavailable(error.to_string()))?;

@@ -34,11 +34,16 @@ impl Partial for Names {
     }
 
     fn follow(&self, topics: Vec<Topic>) -> BoxFuture<'_, bool> {
-        Box::pin(self.0.follow(topics, Instant::now() + self.0.shared.hold))
+        Box::pin(async move {
+            let passed_on = self.0.shared.rates.pass_on();
+            let deadline = Instant::now() + self.0.shared.hold;
+            passed_on.is_ok() && self.0.follow(topics, deadline).await
+        })
     }
 
     fn reverse(&self, address: IpAddr) -> BoxFuture<'_, Option<Arc<View>>> {
         Box::pin(async move {
+            self.0.shared.rates.pass_on().ok()?;
             let link = self
                 .0
                 .link(Instant::now() + self.0.shared.hold)

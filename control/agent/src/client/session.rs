@@ -304,11 +304,22 @@ impl Session {
             members,
             leader: leader.map(|(_, address)| address),
         };
+        let addresses: Vec<String> = servers
+            .members
+            .iter()
+            .map(|server| server.address.clone())
+            .collect();
+        let mut moved = false;
         shared.servers.send_if_modified(|known| {
+            let before = known.members.iter().map(|server| &server.address);
+            moved = before.ne(&addresses);
             let changed = *known != servers;
             *known = servers;
             changed
         });
+        if moved {
+            shared.remembered.keep(addresses.into_iter());
+        }
         Ok(())
     }
 

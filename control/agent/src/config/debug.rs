@@ -201,12 +201,21 @@ impl RuntimeConfig {
                 json!(self.listen.server.map(|address| format!("tcp://{address}"))),
             ),
             ("RPCHoldTimeout", json!(duration(self.rpc_hold_timeout))),
+            ("RPCMaxBurst", json!(live.limits.rates.passed_on.burst)),
             (
                 "RPCMaxConnsPerClient",
                 json!(live.limits.rpc_max_conns_per_client),
             ),
+            (
+                "RPCRateLimit",
+                json!(live.limits.rates.passed_on.rate.unwrap_or(-1.0)),
+            ),
             ("RaftSnapshotThreshold", json!(self.raft.snapshot_threshold)),
             ("RaftTrailingLogs", json!(self.raft.trailing_logs)),
+            (
+                "ReconnectTimeoutLAN",
+                json!(duration(self.reconnect_timeout)),
+            ),
             ("RetryJoinLAN", json!(self.retry_join)),
             (
                 "SerfAdvertiseAddrLAN",

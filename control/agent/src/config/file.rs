@@ -97,6 +97,7 @@ pub(super) struct FileConfig {
     pub(super) retry_join: Vec<String>,
     pub(super) server: bool,
     pub(super) services: Vec<ServiceDefinition>,
+    pub(super) reconnect_timeout: GoDuration,
     pub(super) session_ttl_min: GoDuration,
     pub(super) skip_leave_on_interrupt: Option<bool>,
     pub(super) start_join: Vec<String>,
@@ -161,6 +162,7 @@ impl Default for FileConfig {
             retry_join: Vec::new(),
             server: false,
             services: Vec::new(),
+            reconnect_timeout: GoDuration::from_secs(72 * 3600),
             session_ttl_min: GoDuration::from_secs(10),
             skip_leave_on_interrupt: None,
             start_join: Vec::new(),
@@ -318,7 +320,10 @@ pub(super) struct Limits {
     pub(super) https_handshake_timeout: GoDuration,
     pub(super) kv_max_value_size: u64,
     pub(super) request_limits: RequestLimits,
+    pub(super) rpc_max_burst: u32,
     pub(super) rpc_max_conns_per_client: u32,
+    /// Below zero: without a limit.
+    pub(super) rpc_rate: f64,
     pub(super) txn_max_req_len: u64,
 }
 
@@ -351,7 +356,9 @@ impl Default for Limits {
             https_handshake_timeout: GoDuration::from_secs(5),
             kv_max_value_size: MAX_ENTRY,
             request_limits: RequestLimits::default(),
+            rpc_max_burst: 1000,
             rpc_max_conns_per_client: 100,
+            rpc_rate: -1.0,
             txn_max_req_len: MAX_ENTRY,
         }
     }

@@ -10,7 +10,6 @@ pub(super) const NO_WAN: &str = "joining datacenters is not built yet";
 pub(super) const NO_ENTERPRISE: &str = "a feature of Consul Enterprise";
 const NO_PEERING: &str = "cluster peering is not built yet";
 const NO_AUTO_CONFIG: &str = "agents get no certificates from servers yet";
-const NO_RATE_LIMIT: &str = "requests of clients are limited by limits.request_limits";
 const NO_CA: &str = "the mesh certificate authority is not built yet";
 const NO_ACL: &str = "ACLs are not built yet";
 const OWN_STORE: &str = "the log store is wharf's own";
@@ -129,8 +128,6 @@ static IGNORED: &[(&str, &str)] = &[
         "limits.rpc_handshake_timeout",
         "the handshake limit is fixed",
     ),
-    ("limits.rpc_max_burst", NO_RATE_LIMIT),
-    ("limits.rpc_rate", NO_RATE_LIMIT),
     (
         "limits.grpc_max_conns_per_client",
         "agents share one gRPC connection",
@@ -166,7 +163,6 @@ static IGNORED: &[(&str, &str)] = &[
         "the number of new log entries decides when a snapshot is made",
     ),
     ("read_replica", NO_ENTERPRISE),
-    ("reconnect_timeout", NO_GOSSIP),
     ("reconnect_timeout_wan", NO_WAN),
     (
         "rejoin_after_leave",

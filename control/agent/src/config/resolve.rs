@@ -29,7 +29,10 @@ use super::runtime::{
     Tokens, UiConfig, UnixSocket,
 };
 use crate::definition::{ScriptPolicy, dns_warning, validate_node_meta};
-use crate::rates::{RateLimits, RateMode};
+use crate::rates::{PassedOn, RateLimits, RateMode};
+
+/// The least `reconnect_timeout`, as Consul has it.
+const RECONNECT_TIMEOUT_MIN: GoDuration = GoDuration::from_secs(8 * 3600);
 
 pub(super) fn resolve(
     file: FileConfig,
@@ -181,6 +184,13 @@ pub(super) fn resolve(
             );
         }
     }
+    if file.reconnect_timeout < RECONNECT_TIMEOUT_MIN {
+        let message = format!(
+            "reconnect_timeout cannot be {}. Must be at least {RECONNECT_TIMEOUT_MIN}: a node is taken out of the catalog after it, with everything on it",
+            file.reconnect_timeout
+        );
+        p.at("reconnect_timeout", message);
+    }
     if file.acl.enabled {
         match file.acl.default_policy.as_str() {
             // Denying is a promise that could not be kept.
@@ -241,7 +251,7 @@ pub(super) fn resolve(
         format!("/{content_path}/")
     };
     let platform = platform(&file.platform, p);
-    let rates = rates(&file.limits.request_limits, p);
+    let rates = rates(&file.limits, p);
     if let Err(error) = file.autopilot.check() {
         p.at("autopilot", format!("autopilot: {error}"));
     }
@@ -316,6 +326,7 @@ pub(super) fn resolve(
         leave_on_terminate: file.leave_on_terminate.unwrap_or(!file.server),
         skip_leave_on_interrupt: file.skip_leave_on_interrupt.unwrap_or(file.server),
         leave_drain_time: file.performance.leave_drain_time.to_std(),
+        reconnect_timeout: file.reconnect_timeout.to_std(),
         rpc_hold_timeout: file.performance.rpc_hold_timeout.to_std(),
         translate_wan_addrs: file.translate_wan_addrs,
         connect_enabled: file.connect.enabled,
@@ -366,7 +377,8 @@ pub(super) fn resolve(
     })
 }
 
-fn rates(file: &file::RequestLimits, p: &mut Problems<'_>) -> RateLimits {
+fn rates(limits: &file::Limits, p: &mut Problems<'_>) -> RateLimits {
+    let file = &limits.request_limits;
     let mode = match file.mode.as_str() {
         "disabled" | "" => RateMode::Disabled,
         "permissive" => RateMode::Permissive,
@@ -384,6 +396,10 @@ fn rates(file: &file::RequestLimits, p: &mut Problems<'_>) -> RateLimits {
         mode,
         reads: rate(file.read_rate),
         writes: rate(file.write_rate),
+        passed_on: PassedOn {
+            rate: rate(limits.rpc_rate),
+            burst: limits.rpc_max_burst,
+        },
     }
 }
 

@@ -63,6 +63,8 @@ pub struct RuntimeConfig {
     pub leave_drain_time: Duration,
     /// How long a request waits for a leader.
     pub rpc_hold_timeout: Duration,
+    /// After how long a dead node is taken out of the catalog.
+    pub reconnect_timeout: Duration,
     pub translate_wan_addrs: bool,
     pub connect_enabled: bool,
     pub enable_debug: bool,

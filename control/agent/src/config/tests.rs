@@ -533,6 +533,10 @@ fn one_mistake_each() {
             "14: alt_domain cannot start with {service,connect,node,query,addr,dc1}",
         ),
         (
+            "reconnect_timeout = \"1h\"",
+            "21: reconnect_timeout cannot be 1h0m0s. Must be at least 8h0m0s: a node is taken out of the catalog after it, with everything on it",
+        ),
+        (
             "check_output_max_size = 0",
             "25: check_output_max_size must be positive",
         ),

@@ -93,6 +93,7 @@ pub(super) fn cluster(error: &ClusterError) -> Status {
             retry(Code::Unavailable, "NO_LEADER", message)
         }
         ClusterError::Overloaded => retry(Code::ResourceExhausted, "OVERLOADED", message),
+        ClusterError::TooManyCalls(_) => retry(Code::ResourceExhausted, "RATE_LIMITED", message),
         ClusterError::DiskFull(_) => retry(Code::ResourceExhausted, "DISK_FULL", message),
         ClusterError::OutcomeUnknown(_) => status(Code::Unknown, "OUTCOME_UNKNOWN", message),
         ClusterError::ShuttingDown => shutting_down(),

@@ -54,7 +54,9 @@ impl HttpError {
 impl From<ClusterError> for HttpError {
     fn from(error: ClusterError) -> HttpError {
         let status = match &error {
-            ClusterError::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            ClusterError::Overloaded | ClusterError::TooManyCalls(_) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             ClusterError::DiskFull(_) => StatusCode::INSUFFICIENT_STORAGE,
             ClusterError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ClusterError::Operation(_) => StatusCode::BAD_REQUEST,

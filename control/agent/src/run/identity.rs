@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Write as _},
+    path::Path,
 };
 
 use uuid::Uuid;
@@ -33,7 +34,7 @@ pub(super) fn node_uuid(config: &RuntimeConfig) -> Result<Uuid, RunError> {
     }
     let uuid = config.node_id.unwrap_or_else(Uuid::new_v4);
     let write = || -> io::Result<()> {
-        fs::create_dir_all(directory)?;
+        create_dir(directory)?;
         let temporary = directory.join("node-id.tmp");
         let mut file = fs::File::create(&temporary)?;
         writeln!(file, "{uuid}")?;
@@ -43,6 +44,22 @@ pub(super) fn node_uuid(config: &RuntimeConfig) -> Result<Uuid, RunError> {
     };
     write().map_err(|source| file_error(&path, source))?;
     Ok(uuid)
+}
+
+/// Creates a directory with those above it, so that they are there after a power cut.
+fn create_dir(directory: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = directory
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    fs::create_dir_all(directory)?;
+    for created in missing {
+        let above = created
+            .parent()
+            .filter(|above| !above.as_os_str().is_empty());
+        fs::File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
 }
 
 pub(super) fn join_host_port(host: &str, port: u16) -> String {

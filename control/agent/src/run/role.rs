@@ -27,6 +27,7 @@ use crate::{
     housekeeping,
     local::LocalState,
     platform::scheduling::{Decisions, Scheduling},
+    rates::Rates,
     server::Server,
     servers::{self, ForAgents, Peers},
     sockets::Sockets,
@@ -54,6 +55,7 @@ impl Role {
         sockets: &Sockets,
         node: &NodeInfo,
         node_uuid: Uuid,
+        rates: &Rates,
     ) -> Result<Role, StartError> {
         let port = server_port(config, sockets);
         if !config.server {
@@ -61,8 +63,10 @@ impl Role {
                 node: catalog_node(node),
                 datacenter: config.datacenter.clone(),
                 retry_join: config.retry_join.clone(),
+                data_dir: config.data_dir.clone(),
                 default_port: port,
                 hold: config.rpc_hold_timeout,
+                rates: rates.clone(),
             });
             return Ok(Role::Client(client, running));
         }
@@ -162,6 +166,11 @@ impl Role {
         ));
         tasks.spawn(housekeeping::abandon_restores(
             cluster.clone(),
+            settle.clone(),
+        ));
+        tasks.spawn(housekeeping::reap_dead_nodes(
+            cluster.clone(),
+            config.reconnect_timeout,
             settle.clone(),
         ));
         if server.running.is_some() {
