@@ -100,13 +100,13 @@ impl Roll {
     /// Until when the node counts as alive by what is known.
     fn alive_until(&self, node: Uuid) -> Instant {
         let sessions = self.nodes.get(&node).into_iter().flat_map(HashMap::values);
-        let open = sessions.clone().filter(|session| session.ended.is_none());
-        let until = match open.map(|session| session.last).max() {
-            Some(last) => Some(last + LEASE),
-            None => sessions
-                .map(|session| session.last + session.ended.unwrap_or_default().max(GONE_AFTER))
-                .max(),
-        };
+        // One of a server that died never ends: it says no more than that the agent was there.
+        let until = sessions
+            .map(|session| match session.ended {
+                None => session.last + LEASE,
+                Some(hold) => session.last + hold.max(GONE_AFTER),
+            })
+            .max();
         // Whoever said that it is alive again had a reason, which may not have got here yet.
         let revived = self.dead.get(&node).copied().flatten();
         let grace = revived.unwrap_or(self.since).max(self.since) + LEASE;
@@ -208,6 +208,23 @@ mod tests {
         roll.report(now + 13 * SECOND, &[heard(1, 1, Duration::ZERO)]);
         let back = [(id(1), Verdict::Back)];
         assert_eq!(roll.judge(now + 13 * SECOND, &[(id(1), false)]), back);
+    }
+
+    #[tokio::test]
+    async fn who_came_from_a_dead_server_has_its_time_when_the_next_session_breaks() {
+        let (mut roll, now) = settled();
+        roll.report(now, &[heard(1, 1, Duration::ZERO)]);
+        // Nobody tells that the first session is over.
+        roll.report(now + SECOND, &[heard(1, 2, Duration::ZERO)]);
+        let broke = now + 20 * SECOND;
+        roll.report(broke, &[ended(1, 2, Duration::ZERO, Duration::ZERO)]);
+        assert_eq!(roll.judge(broke + SECOND, &[(id(1), true)]), []);
+        roll.report(broke + SECOND, &[heard(1, 3, Duration::ZERO)]);
+        assert_eq!(roll.judge(broke + 5 * SECOND, &[(id(1), true)]), []);
+        let broke = broke + 5 * SECOND;
+        roll.report(broke, &[ended(1, 3, Duration::ZERO, Duration::ZERO)]);
+        let lost = [(id(1), Verdict::Lost)];
+        assert_eq!(roll.judge(broke + GONE_AFTER, &[(id(1), true)]), lost);
     }
 
     #[tokio::test]
