@@ -24,6 +24,8 @@ use crate::{
 
 /// How soon a request that is held looks again whether there is a leader, beside every change of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a write is under way before it is watched whether there is a leader at all.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// How long a write that was acknowledged by the leader is waited for here.
 const APPLIED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -96,8 +98,31 @@ impl Server {
         }
     }
 
+    /// Completes when there has been no leader for the hold time.
+    async fn leaderless(&self) {
+        // Most writes are done by then: they do not pay for what comes next.
+        tokio::time::sleep(self.hold.min(LOOK_AFTER)).await;
+        let mut leader = self.consensus.leader_changes();
+        while leader.wait_for(Option::is_none).await.is_ok() {
+            let back = leader.wait_for(Option::is_some);
+            match tokio::time::timeout(self.hold, back).await {
+                Err(_) => return,
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) => break,
+            }
+        }
+        // The consensus ends, and says so.
+        std::future::pending().await
+    }
+
     async fn propose_once(&self, command: Bytes) -> Result<Outcome, ClusterError> {
-        match self.consensus.propose_encoded(command.clone()).await {
+        let proposed = tokio::select! {
+            biased;
+            proposed = self.consensus.propose_encoded(command.clone()) => proposed,
+            // It is in the log here, and no majority takes it. What follows may go on without this server.
+            () = self.leaderless() => Err(ProposeError::OutcomeUnknown),
+        };
+        match proposed {
             Ok((_, outcome)) => Ok(outcome),
             Err(ProposeError::NotLeader { leader }) => self.propose_at(&leader, command).await,
             Err(error) => Err(error.into()),

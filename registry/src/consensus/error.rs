@@ -36,7 +36,9 @@ pub enum ProposeError {
     TooLarge { size: usize, limit: usize },
     #[error("the server is shutting down")]
     ShuttingDown,
-    #[error("the outcome of the change is unknown: it may or may not have taken place")]
+    #[error(
+        "the outcome of the change is unknown: it may or may not have taken place; see whether it has before it is tried again"
+    )]
     OutcomeUnknown,
 }
 

@@ -75,7 +75,8 @@ impl Client {
             };
             if !again {
                 return Err(ClusterError::OutcomeUnknown(format!(
-                    "the outcome of the request is unknown: it may or may not have taken place ({text})"
+                    "the outcome of the request is unknown: it may or may not have taken place ({text}); see whether it has \
+                     before it is tried again"
                 )));
             }
             if Instant::now() >= deadline {

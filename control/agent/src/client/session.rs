@@ -167,7 +167,7 @@ impl Session {
                 session_request::Request::Sync(_) => ClusterError::NoServers,
                 session_request::Request::Change(_) => ClusterError::OutcomeUnknown(
                     "the outcome of the change is unknown: it may or may not have taken place (the connection to \
-                     the server is lost)"
+                     the server is lost); see whether it has before it is tried again"
                         .to_owned(),
                 ),
             };

@@ -86,7 +86,10 @@ pub(crate) enum CallError {
     #[error("{0}")]
     TooLarge(String),
     /// It may have had its effect.
-    #[error("the outcome of the change is unknown: it may or may not have taken place ({0})")]
+    #[error(
+        "the outcome of the change is unknown: it may or may not have taken place ({0}); see whether it has before it is \
+         tried again"
+    )]
     Unknown(String),
 }
 

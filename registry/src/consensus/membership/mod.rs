@@ -114,7 +114,9 @@ pub enum MembershipError {
     NotReady(String),
     #[error("another change of the servers is under way: try again")]
     Busy,
-    #[error("the outcome of the change is unknown: it may or may not have taken place")]
+    #[error(
+        "the outcome of the change is unknown: it may or may not have taken place; see whether it has before it is tried again"
+    )]
     OutcomeUnknown,
     #[error("the server is shutting down")]
     ShuttingDown,
