@@ -12,6 +12,9 @@ use super::Secret;
 use super::watch::WatchDefinition;
 use crate::definition::{CheckDefinition, ServiceDefinition};
 
+/// Where servers are unless it is said.
+pub(super) const SERVER_PORT: u16 = 8300;
+
 /// Containers and processes that this node runs. Not a block of Consul's.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
@@ -408,7 +411,7 @@ impl Default for Ports {
             grpc_tls: None,
             http: 8500,
             https: -1,
-            server: 8300,
+            server: i64::from(SERVER_PORT),
             sidecar_max_port: 21255,
             sidecar_min_port: 21000,
         }

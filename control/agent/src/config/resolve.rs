@@ -284,6 +284,11 @@ pub(super) fn resolve(
         advertise_addr,
         advertise_addr_wan,
         retry_join: file.retry_join.into_iter().chain(file.start_join).collect(),
+        // Where it is off, nobody says what it is elsewhere.
+        join_port: match u16::try_from(file.ports.server) {
+            Ok(port @ 1..) => port,
+            _ => file::SERVER_PORT,
+        },
         listen,
         unix_socket: UnixSocket {
             user: file.unix_sockets.user,

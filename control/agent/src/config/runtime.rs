@@ -36,6 +36,8 @@ pub struct RuntimeConfig {
     pub advertise_addr_wan: IpAddr,
     /// Servers to join, each an address with or without a port.
     pub retry_join: Vec<String>,
+    /// The port of a server that is named without one: that of all servers.
+    pub join_port: u16,
     pub listen: Listeners,
     pub unix_socket: UnixSocket,
     /// The ports that sidecars without one of their own get.

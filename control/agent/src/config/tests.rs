@@ -94,6 +94,16 @@ fn the_defaults_of_a_client() {
             && config.listen.grpc.is_empty()
             && config.listen.server.is_none()
     );
+    // Where its servers are, if they are named without a port.
+    assert_eq!(config.join_port, 8300);
+    let elsewhere = with_flags(&[
+        ("data-dir", "/d"),
+        ("retry-join", "a"),
+        ("server-port", "9300"),
+    ]);
+    let elsewhere = elsewhere.unwrap().config;
+    assert!(elsewhere.listen.server.is_none());
+    assert_eq!(elsewhere.join_port, 9300);
     assert_eq!(
         (config.sidecar_ports.clone(), config.expose_ports.clone()),
         (21000..=21255, 21500..=21755)

@@ -27,12 +27,13 @@ const CONSUL_SNAPSHOT_THRESHOLD: u64 = 16_384;
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 const LEAVE_PAUSE: Duration = Duration::from_millis(250);
 
-/// The port that other servers are told: the one that is listened on, or the configured one.
+/// The port that other servers are told, and that they are expected at: the one that is listened on, or the configured
+/// one.
 pub(super) fn server_port(config: &RuntimeConfig, sockets: &Sockets) -> u16 {
     let bound = sockets.server.as_ref();
     let bound = bound.and_then(|listener| listener.local_addr().ok());
     let address = bound.or(config.listen.server);
-    address.map_or(8300, |address| address.port())
+    address.map_or(config.join_port, |address| address.port())
 }
 
 pub(super) fn consensus_config(
