@@ -1,4 +1,4 @@
-"""HAProxy, unmodified, that finds its servers through DNS: haproxy.py HTTP_PORT DNS_PORT
+"""HAProxy, unmodified, that finds its servers through an agent's DNS: haproxy.py HTTP_HOST:PORT DNS_HOST:PORT
 
 One backend follows SRV records (addresses, ports), one A records. Exits 0 when everything held,
 3 when HAProxy is not installed.
@@ -24,7 +24,7 @@ defaults
     retries 2
 
 resolvers agent
-    nameserver dns 127.0.0.1:{dns}
+    nameserver dns {dns}
     accepted_payload_size 4096
     timeout resolve 200ms
     timeout retry 200ms
@@ -65,7 +65,7 @@ def main(api, dns):
 
     def put(path, body=None):
         data = json.dumps(body).encode() if body is not None else b""
-        request = urllib.request.Request(f"http://127.0.0.1:{api}/v1/agent/{path}", data=data, method="PUT")
+        request = urllib.request.Request(f"http://{api}/v1/agent/{path}", data=data, method="PUT")
         urllib.request.urlopen(request, timeout=10).read()
 
     def register(host, port):
@@ -129,4 +129,4 @@ def follow(fronts, hosts, put, register):
     settles(hosts)
 
 
-main(int(sys.argv[1]), int(sys.argv[2]))
+main(sys.argv[1], sys.argv[2])

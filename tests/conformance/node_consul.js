@@ -1,4 +1,4 @@
-// The npm client `consul`, unmodified, against a running agent: node node_consul.js PORT
+// The npm client `consul`, unmodified, against a running agent of any cluster: node node_consul.js HOST:PORT
 //
 // Found through NODE_PATH. Exits 0 when everything held, 3 when the client is not installed.
 "use strict";
@@ -23,14 +23,19 @@ async function eventually(what, condition, limit = 20000) {
   }
 }
 
-async function main(port) {
-  const consul = new Consul({ host: "127.0.0.1", port });
+async function main(host, port) {
+  const consul = new Consul({ host, port });
 
   // The cluster.
-  assert.match(await consul.status.leader(), /^127\.0\.0\.1:/);
-  assert.equal((await consul.status.peers()).length, 1);
-  assert.equal((await consul.agent.self()).Config.Datacenter, "dc1");
-  assert.equal((await consul.agent.members())[0].Status, 1);
+  const peers = await consul.status.peers();
+  assert.ok(peers.includes(await consul.status.leader()), String(peers));
+  const own = (await consul.agent.self()).Config;
+  assert.equal(own.Datacenter, "dc1");
+  const members = await consul.agent.members();
+  assert.ok(members.every((member) => member.Status === 1), JSON.stringify(members));
+  const self = members.filter((member) => member.Name === own.NodeName);
+  assert.deepEqual(self.map((member) => member.Tags.role), [own.Server ? "consul" : "node"]);
+  assert.equal(members.filter((member) => member.Tags.role === "consul").length, peers.length);
   assert.deepEqual(await consul.catalog.datacenters(), ["dc1"]);
 
   // Keys, with check-and-set.
@@ -94,7 +99,8 @@ async function main(port) {
   await consul.agent.check.warn("service:node-web-1");
   await eventually("warning", async () => (await consul.health.checks("node-web"))[0].Status === "warning");
   await consul.agent.check.fail("service:node-web-1");
-  await eventually("critical", async () => (await consul.health.state("critical")).length === 1);
+  const isOwn = (check) => check.CheckID === "service:node-web-1";
+  await eventually("critical", async () => (await consul.health.state("critical")).some(isOwn));
   await consul.agent.service.maintenance({ id: "node-web-1", enable: true, reason: "upgrade" });
   await consul.agent.service.maintenance({ id: "node-web-1", enable: false });
 
@@ -119,7 +125,8 @@ async function main(port) {
   console.log("consul for node: everything held");
 }
 
-main(Number(process.argv[2])).then(
+const [host, port] = process.argv[2].split(":");
+main(host, Number(port)).then(
   () => process.exit(0),
   (error) => {
     console.error(error);

@@ -1,4 +1,4 @@
-"""py-consul, unmodified, against a running agent: python3 py_consul.py PORT
+"""py-consul, unmodified, against a running agent of any cluster: python3 py_consul.py HOST:PORT
 
 Exits 0 when everything held, 3 when the client is not installed.
 """
@@ -21,14 +21,21 @@ def eventually(what, condition, limit=20):
         time.sleep(0.05)
 
 
-def main(port):
-    client = consul.Consul(host="127.0.0.1", port=port)
+def main(host, port):
+    client = consul.Consul(host=host, port=port)
 
     # The cluster.
-    assert client.status.leader().startswith("127.0.0.1:")
-    assert client.status.peers() == [client.status.leader()]
-    assert client.agent.self()["Config"]["Datacenter"] == "dc1"
-    assert client.agent.members()[0]["Status"] == 1
+    peers = client.status.peers()
+    assert client.status.leader() in peers and len(set(peers)) == len(peers), peers
+    own = client.agent.self()
+    assert own["Config"]["Datacenter"] == "dc1"
+    members = {member["Name"]: member for member in client.agent.members()}
+    assert all(member["Status"] == 1 for member in members.values()), members
+    role = "consul" if own["Config"]["Server"] else "node"
+    assert members[own["Config"]["NodeName"]]["Tags"]["role"] == role, members
+    servers = [member for member in members.values() if member["Tags"]["role"] == "consul"]
+    assert len(servers) == len(peers), (servers, peers)
+    assert set(members) <= {node["Node"] for node in client.catalog.nodes()[1]}
     assert client.catalog.datacenters() == ["dc1"]
 
     # Keys, with check-and-set.
@@ -55,7 +62,7 @@ def main(port):
     woken = []
 
     def wait():
-        other = consul.Consul(host="127.0.0.1", port=port)
+        other = consul.Consul(host=host, port=port)
         woken.append(other.kv.get("py/a", index=index, wait="30s"))
 
     thread = threading.Thread(target=wait)
@@ -89,7 +96,7 @@ def main(port):
     healthy = []
 
     def wait_health():
-        other = consul.Consul(host="127.0.0.1", port=port)
+        other = consul.Consul(host=host, port=port)
         healthy.append(other.health.service("py-web", passing=True, index=index, wait="30s"))
 
     thread = threading.Thread(target=wait_health)
@@ -101,7 +108,7 @@ def main(port):
     assert client.agent.check.ttl_warn("service:py-web-1")
     eventually("warning", lambda: client.health.checks("py-web")[1][0]["Status"] == "warning")
     assert client.agent.check.ttl_fail("service:py-web-1")
-    eventually("critical", lambda: client.health.state("critical")[1])
+    eventually("critical", lambda: "service:py-web-1" in [c["CheckID"] for c in client.health.state("critical")[1]])
     assert client.agent.service.maintenance("py-web-1", True, "upgrade")
     assert client.agent.service.maintenance("py-web-1", False)
 
@@ -125,4 +132,5 @@ def main(port):
     print("py-consul: everything held")
 
 
-main(int(sys.argv[1]))
+host, _, port = sys.argv[1].rpartition(":")
+main(host, int(port))

@@ -1,14 +1,8 @@
 //! What nobody should send, and everybody does: clear errors, bounded costs.
 
-use std::{
-    io::Write as _,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
-    time::{Duration, Instant},
-};
+use std::{io::Write as _, net::TcpStream, time::Duration};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
-use tokio::net::TcpSocket;
 use wharf_tests::{Agent, SOON, eventually};
 
 #[test]
@@ -151,65 +145,6 @@ fn bytes_that_are_no_http_do_not_matter() {
     agent.http.get("/v1/status/leader").ok();
 }
 
-/// 10,000 connections that send nothing. One address gets 200; so they come from many.
-#[tokio::test]
-async fn connections_that_send_nothing_are_bounded() {
-    const CONNECTIONS: usize = 10_000;
-    const PER_ADDRESS: usize = 150;
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = CONNECTIONS as u64 + 1_000;
-    if limit.current.is_some_and(|current| current < wanted) {
-        let raised = Rlimit {
-            current: Some(wanted),
-            maximum: limit.maximum.map(|maximum| maximum.max(wanted)),
-        };
-        if setrlimit(Resource::Nofile, raised).is_err() {
-            wharf_tests::missing("limit of open files that allows 10,000 connections");
-            return;
-        }
-    }
-    let agent = Agent::start(&["-dev", "-log-level=warn"]);
-    let before = agent.process.resident();
-    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, agent.ports.http));
-    let mut idle = Vec::with_capacity(CONNECTIONS);
-    let started = Instant::now();
-    for number in 0..CONNECTIONS {
-        let host = u8::try_from(number / PER_ADDRESS + 2).unwrap();
-        let socket = TcpSocket::new_v4().unwrap();
-        socket
-            .bind(SocketAddr::from((Ipv4Addr::new(127, 0, 0, host), 0)))
-            .unwrap();
-        let connected = tokio::time::timeout(SOON, socket.connect(server)).await;
-        // What the agent does not want it may refuse.
-        if let Ok(Ok(stream)) = connected {
-            idle.push(stream);
-        }
-    }
-    println!("{} connections in {:?}", idle.len(), started.elapsed());
-    let asked = Instant::now();
-    let http = agent.http;
-    let leader = tokio::task::spawn_blocking(move || http.get("/v1/status/leader").ok());
-    leader.await.unwrap();
-    assert!(
-        asked.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        asked.elapsed()
-    );
-    let grown = agent.process.resident().saturating_sub(before);
-    println!("{} bytes each", grown / idle.len() as u64);
-    assert!(
-        grown < 200 << 20,
-        "{grown} bytes for {} connections",
-        idle.len()
-    );
-    drop(idle);
-    assert!(eventually(SOON, || agent
-        .http
-        .get("/v1/status/leader")
-        .status
-        == 200));
-}
-
 #[test]
 fn rates_are_enforced_counted_and_reloaded() {
     let directory = tempfile::tempdir().unwrap();
@@ -261,24 +196,6 @@ fn rates_are_enforced_counted_and_reloaded() {
     limits("strict");
     let refused = agent.run(&["reload"]).failure();
     assert!(refused.contains("limits.hcl:1:"), "{refused}");
-}
-
-#[test]
-fn one_address_gets_no_more_than_its_share() {
-    let agent = Agent::dev();
-    let idle: Vec<_> = (0..200)
-        .map(|_| TcpStream::connect(agent.http.address).unwrap())
-        .collect();
-    // Refused with a status, or simply closed; and heard again when there is room.
-    assert!(eventually(SOON, || {
-        let reply = agent.http.request("GET", "/v1/status/leader", &[], b"");
-        !reply.is_ok_and(|reply| reply.status == 200)
-    }));
-    drop(idle);
-    assert!(eventually(SOON, || {
-        let reply = agent.http.request("GET", "/v1/status/leader", &[], b"");
-        reply.is_ok_and(|reply| reply.status == 200)
-    }));
 }
 
 #[test]

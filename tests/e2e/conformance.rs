@@ -1,38 +1,78 @@
-//! Clients that were written for Consul, unmodified.
+//! Clients that were written for Consul, unmodified: against an agent that is all there is, and through a client agent of
+//! three servers.
 
-use std::process::Command;
+use std::{net::SocketAddr, process::Command};
 
-use wharf_tests::{Agent, Ports, missing, run};
+use wharf_tests::{Agent, Http, SOON, eventually, missing, run};
+
+use crate::cluster::servers::Site;
 
 /// What a script exits with when its client is not there.
 const NOT_INSTALLED: i32 = 3;
 
-/// Runs one of `conformance/` against an agent, with the ports it asks for.
-fn script(interpreter: &str, name: &str, client: &str, ports: fn(Ports) -> Vec<u16>) {
+/// Where an agent listens.
+#[derive(Clone, Copy)]
+struct Places {
+    http: SocketAddr,
+    dns: SocketAddr,
+}
+
+impl Places {
+    fn of(http: Http, dns: u16) -> Places {
+        Places {
+            http: http.address,
+            dns: SocketAddr::new(http.address.ip(), dns),
+        }
+    }
+}
+
+/// With one agent after the other.
+fn each(test: impl Fn(Places)) {
     let agent = Agent::dev();
+    test(Places::of(agent.http, agent.ports.dns));
+    drop(agent);
+    let site = Site::new(&["-hcl=platform { enabled = false }"]);
+    let servers = site.three();
+    let agent = site.client(21, &[]);
+    let members = || agent.http.request("GET", "/v1/agent/members", &[], b"");
+    let all = || {
+        let known = members().is_ok_and(|reply| reply.json().as_array().map(Vec::len) == Some(4));
+        known
+            && ["s1", "s2", "s3", "c21"]
+                .iter()
+                .all(|node| servers[0].health_of(node) == "passing")
+    };
+    assert!(eventually(SOON, all), "{}", agent.process.text());
+    test(Places::of(agent.http, agent.ports().dns));
+}
+
+/// Runs one of `conformance/`, with the addresses it asks for.
+fn script(interpreter: &str, name: &str, client: &str, places: fn(Places) -> Vec<SocketAddr>) {
     if Command::new(interpreter).arg("--version").output().is_err() {
         missing(interpreter);
         return;
     }
-    let mut command = Command::new(interpreter);
-    command
-        .arg(format!("{}/conformance/{name}", env!("CARGO_MANIFEST_DIR")))
-        .args(ports(agent.ports).iter().map(u16::to_string));
-    if let Some(modules) = std::env::var_os("WHARF_NODE_MODULES") {
-        command.env("NODE_PATH", modules);
-    }
-    let ended = run(&mut command);
-    if ended.code == Some(NOT_INSTALLED) {
-        missing(client);
-        return;
-    }
-    assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    each(|agent| {
+        let mut command = Command::new(interpreter);
+        command
+            .arg(format!("{}/conformance/{name}", env!("CARGO_MANIFEST_DIR")))
+            .args(places(agent).iter().map(SocketAddr::to_string));
+        if let Some(modules) = std::env::var_os("WHARF_NODE_MODULES") {
+            command.env("NODE_PATH", modules);
+        }
+        let ended = run(&mut command);
+        if ended.code == Some(NOT_INSTALLED) {
+            missing(client);
+            return;
+        }
+        assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    });
 }
 
 #[test]
 fn py_consul() {
-    script("python3", "py_consul.py", "py-consul", |ports| {
-        vec![ports.http]
+    script("python3", "py_consul.py", "py-consul", |agent| {
+        vec![agent.http]
     });
 }
 
@@ -42,15 +82,15 @@ fn node_consul() {
         "node",
         "node_consul.js",
         "package consul for node (see WHARF_NODE_MODULES)",
-        |ports| vec![ports.http],
+        |agent| vec![agent.http],
     );
 }
 
 /// Servers found through DNS: SRV and A records.
 #[test]
 fn haproxy() {
-    script("python3", "haproxy.py", "haproxy", |ports| {
-        vec![ports.http, ports.dns]
+    script("python3", "haproxy.py", "haproxy", |agent| {
+        vec![agent.http, agent.dns]
     });
 }
 
@@ -61,7 +101,8 @@ fn go_api() {
         missing("program built from tests/conformance/go_api (see WHARF_GO_CLIENT)");
         return;
     };
-    let agent = Agent::dev();
-    let ended = run(Command::new(program).arg(format!("127.0.0.1:{}", agent.ports.http)));
-    assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    each(|agent| {
+        let ended = run(Command::new(&program).arg(agent.http.to_string()));
+        assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    });
 }

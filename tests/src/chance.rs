@@ -45,14 +45,14 @@ pub fn chaos_seed() -> u64 {
     )
 }
 
-/// How long things are done at random: `WHARF_CHAOS_SECONDS`, or 15 seconds.
+/// How long something is done over and over: `WHARF_CHAOS_SECONDS`, or so many seconds.
 ///
 /// # Panics
 ///
 /// When the variable is no number.
-pub fn chaos_duration() -> Duration {
+pub fn chaos_duration(otherwise: u64) -> Duration {
     let given = env::var("WHARF_CHAOS_SECONDS").ok();
-    let seconds = given.map_or(15, |text| {
+    let seconds = given.map_or(otherwise, |text| {
         text.parse().expect("WHARF_CHAOS_SECONDS is a number")
     });
     Duration::from_secs(seconds)

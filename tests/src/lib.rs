@@ -10,6 +10,7 @@ mod backend;
 mod binary;
 mod chance;
 mod disk;
+mod distribution;
 pub mod history;
 mod http;
 mod namespace;
@@ -17,6 +18,7 @@ mod ports;
 mod process;
 pub mod promises;
 mod requirement;
+mod stop;
 
 use std::{
     thread,
@@ -28,11 +30,13 @@ pub use backend::Backend;
 pub use binary::{as_consul, wharf};
 pub use chance::{Chance, chaos_duration, chaos_seed};
 pub use disk::{FreezableDisk, SmallDisk};
+pub use distribution::Distribution;
 pub use http::{Http, Reply};
 pub use namespace::{Network, in_network};
 pub use ports::{Ports, free_port};
 pub use process::{Ended, Process, run, run_with_input};
 pub use requirement::missing;
+pub use stop::StopOnDrop;
 
 /// How long anything that should happen soon may take on a machine that is busy with other things.
 pub const SOON: Duration = Duration::from_secs(20);

@@ -18,7 +18,8 @@ pub(super) fn collect(inner: &Inner, last_contact: Option<Duration>) -> Vec<(Str
         metrics.clone()
     };
     let index = |id: Option<u64>| id.unwrap_or(0).to_string();
-    let last_log = inner.log.state().last;
+    let log = inner.log.state();
+    let last_log = log.last;
     let commit = metrics.local_committed.map(|id| id.index);
     let applied = inner.registry.view().log_index();
     let voters = metrics.membership_config.voter_ids().count();
@@ -40,6 +41,7 @@ pub(super) fn collect(inner: &Inner, last_contact: Option<Duration>) -> Vec<(Str
         ("last_contact", last_contact),
         ("last_log_index", index(last_log.map(|id| id.index))),
         ("last_log_term", index(last_log.map(|id| id.term))),
+        ("last_purged_index", index(log.purged.map(|id| id.index))),
         ("last_snapshot_index", index(snapshot.map(|id| id.index))),
         ("last_snapshot_term", index(snapshot.map(|id| id.term))),
         ("latest_configuration", format!("[{}]", servers.join(" "))),

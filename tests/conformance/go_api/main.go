@@ -139,12 +139,33 @@ func attempt(step func(*api.Client), client *api.Client) (problem interface{}) {
 func status(client *api.Client) {
 	leader, err := client.Status().Leader()
 	ok(err)
+	peers := servers(client)
+	hold("the leader is a peer", contains(peers, leader))
+	again, err := client.Status().LeaderWithQueryOptions(&api.QueryOptions{Datacenter: "dc1"})
+	ok(err)
+	equal(again, leader)
+}
+
+// servers are the addresses of the cluster's servers, each of them once.
+func servers(client *api.Client) []string {
 	peers, err := client.Status().Peers()
 	ok(err)
-	equal(peers, []string{leader})
-	leader, err = client.Status().LeaderWithQueryOptions(&api.QueryOptions{Datacenter: "dc1"})
-	ok(err)
-	equal(peers, []string{leader})
+	known := map[string]bool{}
+	for _, peer := range peers {
+		known[peer] = true
+	}
+	equal(len(known), len(peers))
+	hold("a server", len(peers) > 0)
+	return peers
+}
+
+func contains(list []string, one string) bool {
+	for _, other := range list {
+		if other == one {
+			return true
+		}
+	}
+	return false
 }
 
 func agent(client *api.Client) {
@@ -159,14 +180,27 @@ func agent(client *api.Client) {
 	equal(own["Config"]["NodeName"], name)
 	members, err := client.Agent().Members(false)
 	ok(err)
-	equal(len(members), 1)
-	equal(members[0].Name, name)
-	equal(members[0].Status, 1)
-	equal(members[0].Tags["role"], "consul")
-	equal(members[0].Tags["dc"], "dc1")
+	role := "node"
+	if own["Config"]["Server"].(bool) {
+		role = "consul"
+	}
+	itself, consuls := 0, 0
+	for _, member := range members {
+		equal(member.Status, 1)
+		equal(member.Tags["dc"], "dc1")
+		if member.Tags["role"] == "consul" {
+			consuls++
+		}
+		if member.Name == name {
+			itself++
+			equal(member.Tags["role"], role)
+		}
+	}
+	equal(itself, 1)
+	equal(consuls, len(servers(client)))
 	wan, err := client.Agent().MembersOpts(api.MembersOpts{WAN: true})
 	ok(err)
-	equal(len(wan), 1)
+	equal(len(wan), consuls)
 	metrics, err := client.Agent().Metrics()
 	ok(err)
 	hold("gauges", len(metrics.Gauges) > 0)
@@ -420,7 +454,12 @@ func catalog(client *api.Client) {
 	equal(len(nodes), 1)
 	nodes, _, err = catalog.Nodes(&api.QueryOptions{Near: "_agent"})
 	ok(err)
-	equal(len(nodes), 2)
+	names := map[string]bool{}
+	for _, node := range nodes {
+		names[node.Node] = true
+	}
+	equal(len(names), len(nodes))
+	hold("this node and the other", names[nodeName(client)] && names["go-external"])
 	services, _, err := catalog.Services(&api.QueryOptions{NodeMeta: map[string]string{"rack": "r1"}})
 	ok(err)
 	sort.Strings(services["go-db"])
@@ -705,7 +744,14 @@ func plans(client *api.Client) {
 			func(value interface{}) bool { return len(value.([]*api.ServiceEntry)) == 2 }},
 		{map[string]interface{}{"type": "nodes"},
 			func() { external(client) },
-			func(value interface{}) bool { return len(value.([]*api.Node)) == 2 }},
+			func(value interface{}) bool {
+				for _, node := range value.([]*api.Node) {
+					if node.Node == "go-external" {
+						return true
+					}
+				}
+				return false
+			}},
 		{map[string]interface{}{"type": "checks", "service": "go-db"},
 			func() { external(client) },
 			func(value interface{}) bool { return len(value.([]*api.HealthCheck)) == 1 }},
@@ -714,7 +760,15 @@ func plans(client *api.Client) {
 				ok(agent.CheckRegister(&api.AgentCheckRegistration{ID: "go-watched", Name: "w",
 					AgentServiceCheck: api.AgentServiceCheck{TTL: "1h", Status: api.HealthWarning}}))
 			},
-			func(value interface{}) bool { return len(value.([]*api.HealthCheck)) == 1 }},
+			func(value interface{}) bool {
+				for _, check := range value.([]*api.HealthCheck) {
+					equal(check.Status, api.HealthWarning)
+					if check.CheckID == "go-watched" {
+						return true
+					}
+				}
+				return false
+			}},
 		{map[string]interface{}{"type": "agent_service", "service_id": "go-watched"},
 			func() {
 				ok(agent.ServiceRegister(&api.AgentServiceRegistration{Name: "go-watched", Tags: []string{"t"}, Port: 7}))
@@ -785,8 +839,16 @@ func snapshots(client *api.Client) {
 func operator(client *api.Client) {
 	raft, err := client.Operator().RaftGetConfiguration(nil)
 	ok(err)
-	equal(len(raft.Servers), 1)
-	equal(raft.Servers[0].Leader && raft.Servers[0].Voter, true)
+	peers := servers(client)
+	equal(len(raft.Servers), len(peers))
+	leaders := 0
+	for _, server := range raft.Servers {
+		hold("a voter", server.Voter && contains(peers, server.Address))
+		if server.Leader {
+			leaders++
+		}
+	}
+	equal(leaders, 1)
 	refused(client.Operator().RaftRemovePeerByID("no-such-server", nil), "")
 }
 

@@ -1,266 +1,358 @@
-//! Real servers, real kills, real partitions, at random; and histories that are checked.
+//! Real servers and client agents, real kills, real partitions, at random; and histories that are checked.
 //!
 //! A few seconds of it run with the other tests. For as long as one likes:
 //!
 //! ```text
-//! WHARF_CHAOS_SECONDS=600 cargo test -p wharf-tests --test e2e -- --exact chaos::histories_stay_linearizable --nocapture
+//! WHARF_CHAOS_SECONDS=600 cargo test -p wharf-tests --test e2e -- --exact chaos::whatever_happens_all_promises_are_kept --nocapture
 //! ```
 //!
 //! The seed is printed, and `WHARF_CHAOS_SEED` repeats the same faults; not the same history, as time is real.
 
+mod clients;
+mod faults;
 mod lab;
+mod liveness;
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, atomic::AtomicBool},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use wharf_tests::{
-    Chance, Http, Network, SOON, chaos_duration, chaos_seed, eventually,
-    history::{Action, Operation, contradiction, longest_silence},
+    Chance, Distribution, Http, Network, SOON, StopOnDrop, chaos_duration, chaos_seed, eventually,
+    eventually_some,
+    history::{contradiction, longest_silence},
     in_network,
 };
 
-use self::lab::Lab;
+use self::{
+    clients::{Histories, Ledger, Registered, service_of},
+    faults::{Fault, any_agent, any_fault, take_away, undo},
+    lab::{AGENTS, Lab, agents, everybody, name, servers},
+    liveness::{Liveness, status_of},
+};
 
-const SERVERS: usize = 3;
 const CLIENTS: usize = 5;
-const KEYS: u64 = 3;
+/// How long an agent that is gone may count as alive: a lease, one more for a leader that is new, and some time to see it.
+const SEEN_WITHIN: Duration = Duration::from_secs(40);
 
-fn any_server(chance: &mut Chance) -> usize {
-    usize::try_from(chance.below(SERVERS as u64)).unwrap() + 1
-}
-
-/// What is done to the servers, until it is undone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
-    Kill,
-    KillAll,
-    KillLeader,
-    Pause,
-    PauseLeader,
-    /// One hears none of the others, and they do not hear it.
-    Isolate,
-    IsolateLeader,
-    /// One hears none of the others, but they hear it.
-    OneWay,
-    /// Two do not hear each other, and both hear the third.
-    Bridge,
-    Loss,
-}
-
-const FAULTS: [Fault; 10] = [
-    Fault::Kill,
-    Fault::KillAll,
-    Fault::KillLeader,
-    Fault::Pause,
-    Fault::PauseLeader,
-    Fault::Isolate,
-    Fault::IsolateLeader,
-    Fault::OneWay,
-    Fault::Bridge,
-    Fault::Loss,
-];
-
-fn others(number: usize) -> impl Iterator<Item = usize> {
-    (1..=SERVERS).filter(move |other| *other != number)
-}
-
-fn apply(lab: &mut Lab, fault: Fault, chance: &mut Chance) {
-    let any = any_server(chance);
-    let leader = lab.leader().unwrap_or(any);
-    match fault {
-        Fault::Kill => lab.kill(any),
-        Fault::KillLeader => lab.kill(leader),
-        Fault::KillAll => (1..=SERVERS).for_each(|number| lab.kill(number)),
-        Fault::Pause => lab.pause(any),
-        Fault::PauseLeader => lab.pause(leader),
-        Fault::Isolate | Fault::IsolateLeader => {
-            let alone = if fault == Fault::Isolate { any } else { leader };
-            for other in others(alone) {
-                lab.deafen(alone, other);
-                lab.deafen(other, alone);
-            }
-        }
-        Fault::OneWay => others(any).for_each(|other| lab.deafen(any, other)),
-        Fault::Bridge => {
-            let [one, two] = [any, any % SERVERS + 1];
-            lab.deafen(one, two);
-            lab.deafen(two, one);
-        }
-        Fault::Loss => (1..=SERVERS).for_each(|number| lab.lose(number, 20)),
-    }
-}
-
-fn undo(lab: &mut Lab) {
-    for number in 1..=SERVERS {
-        lab.resume(number);
-        lab.heal(number);
-        if !lab.is_running(number) {
-            lab.start(number);
-        }
-    }
-}
-
-/// One client's operation on one key.
-fn operate(http: Http, key: u64, value: u64, chance: &mut Chance) -> Option<Action> {
-    let path = format!("/v1/kv/chaos/{key}");
-    let read = |consistency: &str| -> Option<(u64, u64)> {
-        let reply = http.request("GET", &format!("{path}?raw&{consistency}"), &[], b"");
-        let reply = reply.ok()?;
-        match reply.status {
-            404 => Some((0, 0)),
-            200 => Some((reply.text().parse().ok()?, reply.index())),
-            _ => None,
-        }
-    };
-    match chance.below(4) {
-        0 => read("").map(|(value, _)| Action::Read(value)),
-        1 => read("consistent").map(|(value, _)| Action::Read(value)),
-        2 => {
-            // Not an operation of its own: it only says what to compare with.
-            let (from, index) = read("stale")?;
-            let path = format!("{path}?cas={index}");
-            let text = value.to_string();
-            match http.request("PUT", &path, &[], text.as_bytes()) {
-                Ok(reply) if reply.status == 200 => {
-                    // An index is compared, not a value: that it was another says nothing of the value.
-                    (reply.text().trim() == "true").then_some(Action::Swap {
-                        from,
-                        to: value,
-                        swapped: true,
-                    })
-                }
-                _ => Some(Action::MaybeSwap { from, to: value }),
-            }
-        }
-        _ => {
-            let text = value.to_string();
-            Some(match http.request("PUT", &path, &[], text.as_bytes()) {
-                Ok(reply) if reply.status == 200 => Action::Write(value),
-                // Refused or cut off: some of these certainly did nothing, and none is believed.
-                _ => Action::MaybeWrite(value),
-            })
-        }
-    }
-}
-
+/// What everybody remembers.
 #[derive(Default)]
-struct Histories(Mutex<BTreeMap<u64, Vec<Operation>>>);
+struct Memory {
+    histories: Histories,
+    ledger: Ledger,
+    registered: [Mutex<Registered>; AGENTS],
+    liveness: Liveness,
+}
 
-fn client(
-    number: usize,
-    seed: u64,
-    https: &[Http],
-    values: &AtomicU64,
-    stop: &AtomicBool,
-    histories: &Histories,
-) {
-    let mut chance = Chance::new(seed.wrapping_mul(31).wrapping_add(number as u64));
-    while !stop.load(Ordering::Relaxed) {
-        let http = https[any_server(&mut chance) - 1];
-        let key = chance.below(KEYS);
-        let value = values.fetch_add(1, Ordering::Relaxed);
-        let called = Instant::now();
-        if let Some(action) = operate(http, key, value, &mut chance) {
-            let unknown = action.is_unknown();
-            let operation = Operation {
-                action,
-                called,
-                returned: (!unknown).then(Instant::now),
-            };
-            let mut histories = histories.0.lock().unwrap();
-            histories.entry(key).or_default().push(operation);
-        }
-        // The check is of what they see of each other, not of how fast they are.
-        thread::sleep(chance.millis(5, 40));
+/// What is told of the faults in the end.
+struct Account {
+    began: Instant,
+    faults: BTreeMap<Fault, u32>,
+    /// From the loss of the leader alone to the next write that was acknowledged.
+    failovers: BTreeMap<Fault, Distribution>,
+    /// From when an agent is gone until it counts as dead.
+    seen: BTreeMap<Fault, Distribution>,
+}
+
+/// Waits until an agent answers through servers and counts as alive.
+fn await_return(lab: &Lab, memory: &Memory, agent: usize) {
+    let back = eventually(SOON, || {
+        let path = "/v1/kv/chaos/0?consistent";
+        let reply = lab.http(agent).request("GET", path, &[], b"");
+        reply.is_ok_and(|reply| [200, 404].contains(&reply.status))
+            && servers()
+                .any(|server| status_of(lab.http(server), agent).as_deref() == Some("passing"))
+    });
+    assert!(back, "{} does not come back\n{}", name(agent), lab.output());
+    memory.liveness.is_back(agent);
+}
+
+/// One fault, for a moment.
+fn play_one(lab: &mut Lab, memory: &Memory, chance: &mut Chance, account: &mut Account) {
+    let fault = any_fault(chance);
+    println!("{:?}: {fault:?}", account.began.elapsed());
+    *account.faults.entry(fault).or_default() += 1;
+    // Who is concerned shows afterwards: until then nobody is believed.
+    agents().for_each(|agent| memory.liveness.goes(agent));
+    let struck = fault.strike(lab, chance);
+    let unconcerned = agents().filter(|agent| !struck.away.contains(agent));
+    unconcerned.for_each(|agent| memory.liveness.stays(agent));
+    if let Some((since, gone)) = struck.leaderless {
+        let next = eventually_some(SOON, || memory.ledger.first_after(gone));
+        let next = next.unwrap_or_else(|| panic!("no write after {fault:?}\n{}", lab.output()));
+        account
+            .failovers
+            .entry(fault)
+            .or_default()
+            .add(next - since);
+        thread::sleep(chance.millis(0, 2000));
+    } else {
+        thread::sleep(chance.millis(300, 4000));
     }
+    undo(lab);
+    for agent in struck.away {
+        await_return(lab, memory, agent);
+    }
+}
+
+/// One agent is gone until it counts as dead, and comes back.
+fn play_absence(lab: &mut Lab, memory: &Memory, chance: &mut Chance, account: &mut Account) {
+    let agent = any_agent(chance);
+    memory.liveness.goes(agent);
+    let since = Instant::now();
+    let way = take_away(lab, agent, chance);
+    println!(
+        "{:?}: {way:?} {} until it is seen",
+        account.began.elapsed(),
+        name(agent)
+    );
+    let dead = eventually(SEEN_WITHIN, || {
+        servers().any(|server| status_of(lab.http(server), agent).as_deref() == Some("critical"))
+    });
+    assert!(
+        dead,
+        "{} is gone ({way:?}), and counts as alive\n{}",
+        name(agent),
+        lab.output()
+    );
+    account.seen.entry(way).or_default().add(since.elapsed());
+    undo(lab);
+    await_return(lab, memory, agent);
+}
+
+/// Everything at random, for so long.
+fn play(lab: &mut Lab, memory: &Memory, seed: u64, duration: Duration) -> Account {
+    let mut chance = Chance::new(seed);
+    let mut account = Account {
+        began: Instant::now(),
+        faults: BTreeMap::new(),
+        failovers: BTreeMap::new(),
+        seen: BTreeMap::new(),
+    };
+    while account.began.elapsed() < duration {
+        // That takes a lease: at the end it comes in any case.
+        if duration > Duration::from_secs(60) && chance.below(20) == 0 {
+            play_absence(lab, memory, &mut chance, &mut account);
+        } else {
+            play_one(lab, memory, &mut chance, &mut account);
+        }
+        thread::sleep(chance.millis(300, 3000));
+    }
+    play_absence(lab, memory, &mut chance, &mut account);
+    account
+}
+
+/// All is well again, and it has to be seen.
+fn assert_healed(lab: &Lab) {
+    let healed = Instant::now();
+    let writes = |number| {
+        let reply = lab.http(number).request("PUT", "/v1/kv/healed", &[], b"1");
+        reply.is_ok_and(|reply| reply.status == 200)
+    };
+    assert!(
+        eventually(SOON, || everybody().all(writes)),
+        "{}",
+        lab.output()
+    );
+    println!(
+        "everybody writes {:?} after the last fault",
+        healed.elapsed()
+    );
+    let all: Vec<usize> = servers().collect();
+    let whole = || servers().all(|server| lab.has_voters(server, &all));
+    assert!(
+        eventually(SOON, whole),
+        "a server has no vote\n{}",
+        lab.output()
+    );
+}
+
+/// Every key that was acknowledged is in every server's own copy.
+fn assert_nothing_is_lost(lab: &Lab, memory: &Memory) {
+    let kept = memory.ledger.keys();
+    for server in servers() {
+        let mut lost = Vec::new();
+        let there = eventually(SOON, || {
+            let path = "/v1/kv/ledger/?keys&stale";
+            let reply = lab.http(server).request("GET", path, &[], b"");
+            let Some(reply) = reply.ok().filter(|reply| reply.status == 200) else {
+                return false;
+            };
+            let found: BTreeSet<String> = serde_json::from_slice(&reply.body).unwrap();
+            lost = kept.iter().filter(|key| !found.contains(*key)).collect();
+            lost.is_empty()
+        });
+        assert!(
+            there,
+            "s{server} lacks {} of {} acknowledged writes, such as {:?}",
+            lost.len(),
+            kept.len(),
+            lost.first()
+        );
+    }
+    println!("{} acknowledged keys are on every server", kept.len());
+    assert!(
+        eventually(SOON, || lab.agrees()),
+        "the servers hold different states"
+    );
+}
+
+/// What the agents were told is in every server's catalog, and what they were told to forget is not.
+fn assert_instances(lab: &Lab, memory: &Memory) {
+    for (agent, registered) in agents().zip(&memory.registered) {
+        let registered = registered.lock().unwrap();
+        assert!(!registered.there.is_empty() && !registered.gone.is_empty());
+        for server in servers() {
+            let mut found = BTreeSet::new();
+            let path = format!("/v1/health/service/{}?passing&stale", service_of(agent));
+            let there = eventually(SOON, || {
+                let reply = lab.http(server).request("GET", &path, &[], b"");
+                let Some(reply) = reply.ok().filter(|reply| reply.status == 200) else {
+                    return false;
+                };
+                let rows = reply.json().as_array().cloned().unwrap_or_default();
+                let ids = rows.iter().filter_map(|row| row["Service"]["ID"].as_str());
+                found = ids.map(str::to_owned).collect();
+                registered.there.is_subset(&found) && registered.gone.is_disjoint(&found)
+            });
+            assert!(
+                there,
+                "s{server} has {found:?} of {}, where {:?} have to be\n{}",
+                name(agent),
+                registered.there,
+                lab.output()
+            );
+        }
+    }
+}
+
+/// For each of the common keys there is an order of what was done that one register explains.
+fn assert_linearizable(memory: &Memory, seed: u64) {
+    let histories = memory.histories.of.lock().unwrap();
+    for (key, history) in &*histories {
+        if let Some(operation) = contradiction(history) {
+            let mut near: Vec<_> = history.clone();
+            near.sort_by_key(|operation| operation.called);
+            let at = near
+                .iter()
+                .position(|other| other.called == operation.called)
+                .unwrap_or(0);
+            let near = &near[at.saturating_sub(20)..near.len().min(at + 20)];
+            panic!(
+                "seed {seed}: no order explains the history of key {key} at {operation:?}, among\n{near:#?}"
+            );
+        }
+    }
+}
+
+fn print(account: &Account, memory: &Memory) {
+    let began = account.began;
+    let histories = memory.histories.of.lock().unwrap();
+    let all = || histories.values().flatten();
+    let unknown = all()
+        .filter(|operation| operation.returned.is_none())
+        .count();
+    println!(
+        "{} faults: {:?}",
+        account.faults.values().sum::<u32>(),
+        account.faults
+    );
+    println!(
+        "{} operations on common keys, {unknown} of them with an unknown outcome; longest silence {:?}",
+        all().count(),
+        longest_silence(all(), began, Instant::now())
+    );
+    println!(
+        "{} acknowledged writes of new keys; longest silence {:?}",
+        memory.ledger.keys().len(),
+        memory.ledger.longest_silence(began)
+    );
+    for (fault, failovers) in &account.failovers {
+        println!("from {fault:?} to the next acknowledged write: {failovers}");
+    }
+    for (way, seen) in &account.seen {
+        println!("from {way:?} until the agent counted as dead: {seen}");
+    }
+    println!("{} looks at the agents", memory.liveness.count());
 }
 
 #[test]
-fn histories_stay_linearizable() {
+fn whatever_happens_all_promises_are_kept() {
     in_network(|| {
-        let Some(mut lab) = Lab::new(SERVERS) else {
+        let Some(mut lab) = Lab::new() else {
             return;
         };
-        let (seed, duration) = (chaos_seed(), chaos_duration());
+        let (seed, duration) = (chaos_seed(), chaos_duration(15));
         println!("WHARF_CHAOS_SEED={seed} for {duration:?}");
-        (1..=SERVERS).for_each(|number| lab.start(number));
-        assert!(
-            eventually(SOON, || lab.leader().is_some()),
-            "{}",
-            lab.output()
-        );
-        let https: Vec<Http> = (1..=SERVERS).map(|number| lab.http(number)).collect();
-        let (values, stop) = (AtomicU64::new(1), AtomicBool::new(false));
-        let histories = Histories::default();
-        let network = Network::current();
-        let mut faults: BTreeMap<Fault, u32> = BTreeMap::new();
-        let began = Instant::now();
-        thread::scope(|scope| {
-            for number in 0..CLIENTS {
-                let (https, values, stop) = (&https, &values, &stop);
-                let (histories, network) = (&histories, &network);
-                scope.spawn(move || {
-                    network.enter();
-                    client(number, seed, https, values, stop, histories);
+        everybody().for_each(|number| lab.start(number));
+        let passing = |agent| status_of(lab.http(1), agent).as_deref() == Some("passing");
+        let there = eventually(SOON, || agents().all(passing));
+        assert!(there, "{}", lab.output());
+        let all: Vec<Http> = everybody().map(|number| lab.http(number)).collect();
+        let memory = Memory::default();
+        let (stop, network) = (AtomicBool::new(false), Network::current());
+        let account = thread::scope(|scope| {
+            let (memory, stop, network) = (&memory, &stop, &network);
+            let mut lanes = 0_u64;
+            let mut chance = || {
+                lanes += 1;
+                Chance::new(seed.wrapping_mul(31).wrapping_add(lanes))
+            };
+            for _ in 0..CLIENTS {
+                let (all, chance) = (all.clone(), chance());
+                inside(scope, network, move || {
+                    clients::client(&all, chance, stop, &memory.histories);
                 });
             }
-            let mut chance = Chance::new(seed);
-            while began.elapsed() < duration {
-                let fault = FAULTS[usize::try_from(chance.below(FAULTS.len() as u64)).unwrap()];
-                *faults.entry(fault).or_default() += 1;
-                apply(&mut lab, fault, &mut chance);
-                thread::sleep(chance.millis(300, 4000));
-                undo(&mut lab);
-                thread::sleep(chance.millis(300, 3000));
+            for (number, http) in everybody().zip(all.iter().copied()) {
+                let chance = chance();
+                inside(scope, network, move || {
+                    clients::writer(number, http, chance, stop, &memory.ledger);
+                });
             }
-            // All is well again, and it has to be seen.
-            let healed = Instant::now();
-            let path = "/v1/kv/chaos/healed";
-            let answers = eventually(SOON, || {
-                https.iter().all(|http| {
-                    let reply = http.request("PUT", path, &[], b"1");
-                    reply.is_ok_and(|reply| reply.status == 200)
-                })
-            });
-            println!(
-                "all servers write {:?} after the last fault",
-                healed.elapsed()
-            );
-            stop.store(true, Ordering::Relaxed);
-            assert!(answers, "{}", lab.output());
+            for (agent, registered) in agents().zip(&memory.registered) {
+                let (http, chance) = (lab.http(agent), chance());
+                inside(scope, network, move || {
+                    clients::registrar(agent, http, chance, stop, registered);
+                });
+            }
+            for server in servers() {
+                let http = lab.http(server);
+                inside(scope, network, move || {
+                    memory.liveness.look(server, http, stop)
+                });
+            }
+            // Whatever happens here, the others end.
+            let _stop = StopOnDrop(stop);
+            let account = play(&mut lab, memory, seed, duration);
+            assert_healed(&lab);
+            account
         });
-        let ended = Instant::now();
-        let histories = histories.0.into_inner().unwrap();
-        let all = || histories.values().flatten();
-        let unknown = all()
-            .filter(|operation| operation.returned.is_none())
-            .count();
-        println!(
-            "{} operations, {unknown} of them with an unknown outcome, longest silence {:?}; {faults:?}",
-            all().count(),
-            longest_silence(all(), began, ended)
+        print(&account, &memory);
+        assert_instances(&lab, &memory);
+        assert_nothing_is_lost(&lab, &memory);
+        let mistakes = memory.liveness.mistakes(account.began);
+        assert!(
+            mistakes.is_empty(),
+            "seed {seed}: taken for dead without being away:\n{}\n{}",
+            mistakes.join("\n"),
+            lab.output()
         );
-        assert!(all().count() > 50, "{}", lab.output());
-        for (key, history) in &histories {
-            if let Some(operation) = contradiction(history) {
-                let mut near: Vec<_> = history.clone();
-                near.sort_by_key(|operation| operation.called);
-                let at = near
-                    .iter()
-                    .position(|other| other.called == operation.called)
-                    .unwrap_or(0);
-                let near = &near[at.saturating_sub(20)..near.len().min(at + 20)];
-                panic!(
-                    "seed {seed}: no order explains the history of key {key} at {operation:?}, among\n{near:#?}"
-                );
-            }
-        }
+        assert_linearizable(&memory, seed);
+    });
+}
+
+/// Somebody at work in the same network.
+fn inside<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    network: &'scope Network,
+    work: impl FnOnce() + Send + 'scope,
+) {
+    scope.spawn(move || {
+        network.enter();
+        work();
     });
 }

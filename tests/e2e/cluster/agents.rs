@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     process::Command,
     sync::{
         Arc, Mutex,
@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
+use rustix::{
+    net::{self, AddressFamily, SocketFlags, SocketType, sockopt},
+    process::Signal,
+};
 use serde_json::{Value, json};
 use wharf_tests::{
     Agent, Backend, Chance, Http, Process, SOON, eventually, free_port, in_network, missing, run,
@@ -367,6 +370,21 @@ fn an_agent_without_servers_says_so_and_goes_on_with_what_it_has() {
     assert!(unknown.is_none_or(|lines| lines.iter().any(|line| line.contains("SERVFAIL"))));
 }
 
+/// A connection whose end here takes little that is not read. The kernel would take many megabytes otherwise, and
+/// the answer would not be held up at all.
+fn connect_narrow(to: SocketAddr) -> TcpStream {
+    let socket = net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    sockopt::set_socket_recv_buffer_size(&socket, 16 << 10).unwrap();
+    net::connect(&socket, &to).unwrap();
+    socket.into()
+}
+
 #[test]
 fn an_answer_that_nobody_reads_holds_up_nothing_else() {
     let site = Site::new(&[NO_PLATFORM]);
@@ -379,7 +397,7 @@ fn an_answer_that_nobody_reads_holds_up_nothing_else() {
         let value: Vec<u8> = (0..512 << 10).map(|_| chance.below(256) as u8).collect();
         assert!(servers[0].put(&format!("large/{key}"), &value));
     }
-    let mut reader = TcpStream::connect(agent.http.address).unwrap();
+    let mut reader = connect_narrow(agent.http.address);
     reader
         .write_all(b"GET /v1/snapshot HTTP/1.1\r\nHost: a\r\n\r\n")
         .unwrap();

@@ -240,14 +240,22 @@ impl Server {
         })
     }
 
-    pub(crate) fn run(&self, words: &[&str]) -> Ended {
-        let mut command = Agent::command(self.ports, &[]);
-        let program = command.get_program().to_owned();
-        command = std::process::Command::new(program);
+    fn command(&self, words: &[&str]) -> std::process::Command {
+        let agent = Agent::command(self.ports, &[]);
+        let mut command = std::process::Command::new(agent.get_program());
         command
             .args(words)
             .env("CONSUL_HTTP_ADDR", self.http.address.to_string());
-        run(&mut command)
+        command
+    }
+
+    pub(crate) fn run(&self, words: &[&str]) -> Ended {
+        run(&mut self.command(words))
+    }
+
+    /// A command that goes on.
+    pub(crate) fn start_command(&self, words: &[&str]) -> Process {
+        Process::start(&mut self.command(words))
     }
 
     pub(crate) fn kill(mut self) {
@@ -272,8 +280,16 @@ pub(crate) fn leader_of(servers: &[Server]) -> usize {
 /// Writers on several servers, until it is stopped. They go on over every failure.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<Vec<(Instant, String)>>>,
+    acknowledged: Arc<Mutex<Vec<Write>>>,
     writers: Vec<thread::JoinHandle<()>>,
+}
+
+/// One that was acknowledged.
+#[derive(Debug)]
+struct Write {
+    begun: Instant,
+    acknowledged: Instant,
+    key: String,
 }
 
 impl Load {
@@ -293,9 +309,14 @@ impl Load {
                     while !stop.load(Ordering::Relaxed) {
                         let key = format!("load/{writer}/{number}");
                         number += 1;
+                        let begun = Instant::now();
                         let reply = http.request("PUT", &format!("/v1/kv/{key}"), &[], b"value");
                         if reply.is_ok_and(|reply| reply.status == 200) {
-                            acknowledged.lock().unwrap().push((Instant::now(), key));
+                            acknowledged.lock().unwrap().push(Write {
+                                begun,
+                                acknowledged: Instant::now(),
+                                key,
+                            });
                         } else {
                             // A server that is gone refuses faster than anybody can count.
                             thread::sleep(Duration::from_millis(5));
@@ -315,11 +336,23 @@ impl Load {
     #[track_caller]
     pub(crate) fn wait_for_writes_after(&self, since: Instant, count: usize) -> Duration {
         let first = eventually_some(SOON, || {
-            let acknowledged = self.acknowledged.lock().unwrap();
-            let after: Vec<_> = acknowledged.iter().filter(|(at, _)| *at > since).collect();
-            (after.len() >= count).then(|| after.iter().map(|(at, _)| *at - since).min())
+            let writes = self.acknowledged.lock().unwrap();
+            let times = writes.iter().map(|write| write.acknowledged);
+            let after: Vec<_> = times.filter(|at| *at > since).collect();
+            (after.len() >= count).then(|| after.iter().map(|at| *at - since).min())
         });
         first.flatten().expect("writes go on")
+    }
+
+    /// Waits until a write was acknowledged that was begun after `since`, and says how long after.
+    #[track_caller]
+    pub(crate) fn wait_for_write_begun_after(&self, since: Instant) -> Duration {
+        let first = eventually_some(SOON, || {
+            let writes = self.acknowledged.lock().unwrap();
+            let after = writes.iter().filter(|write| write.begun > since);
+            after.map(|write| write.acknowledged - since).min()
+        });
+        first.expect("writes go on")
     }
 
     /// The longest time without an acknowledgement after `since`.
@@ -327,7 +360,7 @@ impl Load {
         let acknowledged = self.acknowledged.lock().unwrap();
         let mut times: Vec<Instant> = acknowledged
             .iter()
-            .map(|(at, _)| *at)
+            .map(|write| write.acknowledged)
             .filter(|at| *at > since)
             .collect();
         times.push(since);
@@ -343,7 +376,7 @@ impl Load {
             writer.join().unwrap();
         }
         let acknowledged = std::mem::take(&mut *self.acknowledged.lock().unwrap());
-        acknowledged.into_iter().map(|(_, key)| key).collect()
+        acknowledged.into_iter().map(|write| write.key).collect()
     }
 }
 
