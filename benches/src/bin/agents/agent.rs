@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,8 +16,8 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use wharf_proto::server::v1::{
-    self as proto, agents_client::AgentsClient, from_agent::Message as From, session_request,
-    to_agent::Message as To, topic::Topic,
+    self as proto, agents_client::AgentsClient, from_agent::Message as From,
+    session_reply::Result as Reply, session_request, to_agent::Message as To, topic::Topic,
 };
 use wharf_registry::{
     Command,
@@ -34,6 +34,10 @@ pub(crate) struct Crowd {
     present: AtomicUsize,
     /// Sessions that were welcomed.
     pub(crate) welcomes: AtomicUsize,
+    /// Registrations that a server did not take, and that were sent again.
+    pub(crate) refusals: AtomicUsize,
+    /// Why a session ended last.
+    complaint: Mutex<String>,
     sessions: AtomicU64,
 }
 
@@ -43,8 +47,15 @@ impl Crowd {
             addresses,
             present: AtomicUsize::new(0),
             welcomes: AtomicUsize::new(0),
+            refusals: AtomicUsize::new(0),
+            complaint: Mutex::default(),
             sessions: AtomicU64::new(1),
         }
+    }
+
+    pub(crate) fn complaint(&self) -> String {
+        let complaint = self.complaint.lock();
+        complaint.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many have a session.
@@ -116,7 +127,13 @@ impl Simulated {
             for turn in number.. {
                 let address = &crowd.addresses[turn % crowd.addresses.len()];
                 // Whatever it was, the next server may be better.
-                let _ = session(&crowd, number, address).await;
+                if let Err(error) = session(&crowd, number, address).await {
+                    let mut complaint = crowd
+                        .complaint
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    *complaint = format!("{address}: {error}");
+                }
                 sleep(Duration::from_millis(50)).await;
             }
         }))
@@ -154,19 +171,30 @@ async fn session(crowd: &Crowd, number: usize, address: &str) -> Result<(), Fail
         topic: Some(Topic::Node(format!("agent-{number}"))),
     };
     out.send(say(From::Follow(follow))).await?;
-    let register = proto::SessionRequest {
-        number: 1,
-        request: Some(session_request::Request::Change(
-            registration(number).encode(),
-        )),
+    let register = || {
+        let change = session_request::Request::Change(registration(number).encode());
+        say(From::Request(proto::SessionRequest {
+            number: 1,
+            request: Some(change),
+        }))
     };
-    out.send(say(From::Request(register))).await?;
+    out.send(register()).await?;
+    let mut refused = false;
     let mut beats = interval(Duration::from_secs(2));
     loop {
         tokio::select! {
-            _ = beats.tick() => out.send(say(From::Alive(proto::Alive::default()))).await?,
+            _ = beats.tick() => {
+                if std::mem::take(&mut refused) {
+                    out.send(register()).await?;
+                }
+                out.send(say(From::Alive(proto::Alive::default()))).await?;
+            }
             told = timeout(Duration::from_secs(4), incoming.message()) => {
-                told??.ok_or("the session is over")?;
+                let told = told??.ok_or("the session is over")?;
+                if let Some(To::Reply(reply)) = told.message {
+                    refused = matches!(reply.result, Some(Reply::Failure(_)));
+                    crowd.refusals.fetch_add(usize::from(refused), Ordering::Relaxed);
+                }
             }
         }
     }

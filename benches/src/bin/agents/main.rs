@@ -25,7 +25,7 @@ use servers::Servers;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(120);
 const STEADY: Duration = Duration::from_secs(20);
 
 #[tokio::main(flavor = "current_thread")]
@@ -40,27 +40,29 @@ async fn main() -> Result<(), Failure> {
     result
 }
 
-/// Waits until it is so, and returns how long that took.
+/// Waits until a count is right, and returns how long that took.
 async fn until(
     what: &str,
-    is_so: impl AsyncFn() -> Result<bool, Failure>,
+    count: impl AsyncFn() -> Result<usize, Failure>,
+    is_right: impl Fn(usize) -> bool,
 ) -> Result<Duration, Failure> {
     let began = Instant::now();
-    while !is_so().await? {
+    loop {
+        let count = count().await?;
+        if is_right(count) {
+            return Ok(began.elapsed());
+        }
         if began.elapsed() > PATIENCE {
-            return Err(format!("{what} takes longer than {PATIENCE:?}").into());
+            return Err(format!("{what} takes longer than {PATIENCE:?}: now {count}").into());
         }
         sleep(Duration::from_millis(100)).await;
     }
-    Ok(began.elapsed())
 }
 
 async fn measure(program: &str, directory: &std::path::Path, count: usize) -> Result<(), Failure> {
     let mut servers = Servers::start(program, directory)?;
-    until("the election", async || {
-        Ok(servers.leader().await.is_some())
-    })
-    .await?;
+    let leaders = async || Ok(usize::from(servers.leader().await.is_some()));
+    until("the election", leaders, |leaders| leaders == 1).await?;
     println!(
         "{count} agents, 3 servers, load {}",
         wharf_benches::process::load_average()
@@ -71,13 +73,14 @@ async fn measure(program: &str, directory: &std::path::Path, count: usize) -> Re
     let agents: Vec<Simulated> = (0..count)
         .map(|number| Simulated::start(crowd.clone(), number))
         .collect();
-    let welcome = until("the welcome", async || Ok(crowd.present() == count)).await?;
-    let registered = until("the registration", async || {
-        Ok(servers.count("/v1/health/state/passing?stale").await? >= 2 * count)
-    });
+    let present = async || Ok(crowd.present());
+    let welcome = until("the welcome", present, |present| present == count).await;
+    let welcome = welcome.map_err(|error| format!("{error}; at last {}", crowd.complaint()))?;
+    let passing = async || servers.passing().await;
+    let registered = until("the registration", passing, |passing| passing >= 2 * count).await?;
     println!(
-        "all welcomed after {welcome:.1?}, all registered {:.1?} later",
-        registered.await?
+        "all welcomed after {welcome:.1?}, all registered {registered:.1?} later, {} of them tried again",
+        crowd.refusals.load(Ordering::Relaxed)
     );
     println!("full: {}", servers.sizes()?);
 
@@ -90,14 +93,14 @@ async fn measure(program: &str, directory: &std::path::Path, count: usize) -> Re
     let leader = servers.leader().await.ok_or("there is no leader")?;
     let follower = (leader + 1) % 3;
     let there = servers.kill(follower);
-    until("the news of it", async || Ok(crowd.present() < count)).await?;
-    let back = until("the move", async || Ok(crowd.present() == count)).await?;
+    until("the news of it", present, |present| present < count).await?;
+    let back = until("the move", present, |present| present == count).await?;
     let moved = crowd.welcomes.load(Ordering::Relaxed) - moved;
     println!("{there} killed: the {moved} agents on it are with others after {back:.1?}");
     sleep(Duration::from_secs(20)).await;
     let dead = servers.dead().await?;
-    println!("taken for dead within 20 s: {}", dead - 1);
-    if dead > 1 {
+    println!("taken for dead within 20 s: {dead}");
+    if dead > 0 {
         return Err("somebody who is alive was taken for dead".into());
     }
 
@@ -105,12 +108,10 @@ async fn measure(program: &str, directory: &std::path::Path, count: usize) -> Re
     let killed_at = Instant::now();
     let mut agents = agents;
     agents.truncate(count - gone);
-    until("the first one", async || Ok(servers.dead().await? > 1)).await?;
+    let dead = async || servers.dead().await;
+    until("the first one", dead, |dead| dead > 0).await?;
     let first = killed_at.elapsed();
-    until("the last one", async || {
-        Ok(servers.dead().await? == gone + 1)
-    })
-    .await?;
+    until("the last one", dead, |dead| dead == gone).await?;
     println!(
         "{gone} agents killed: the first is seen dead after {first:.1?}, the last after {:.1?}",
         killed_at.elapsed()

@@ -73,15 +73,21 @@ impl Servers {
     }
 
     /// How many there are in a list of the API.
-    pub(crate) async fn count(&self, path: &str) -> Result<usize, Failure> {
+    async fn count(&self, path: &str) -> Result<usize, Failure> {
         let list: Vec<serde_json::Value> = serde_json::from_slice(&self.get(path).await?)?;
         Ok(list.len())
     }
 
-    /// How many nodes are taken for dead.
+    /// How many agents are taken for dead.
     pub(crate) async fn dead(&self) -> Result<usize, Failure> {
-        self.count("/v1/health/state/critical?stale&filter=CheckID==serfHealth")
+        let filter = "CheckID==serfHealth%20and%20Node%20matches%20%22agent-%22";
+        self.count(&format!("/v1/health/state/critical?stale&filter={filter}"))
             .await
+    }
+
+    /// How many checks are passing, of agents and servers.
+    pub(crate) async fn passing(&self) -> Result<usize, Failure> {
+        self.count("/v1/health/state/passing?stale").await
     }
 
     /// Of the first server that answers.
