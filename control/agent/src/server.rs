@@ -115,17 +115,20 @@ impl Server {
         std::future::pending().await
     }
 
-    async fn propose_once(&self, command: Bytes) -> Result<Outcome, ClusterError> {
+    async fn propose_here(&self, command: Bytes) -> Result<Outcome, ProposeError> {
         let proposed = tokio::select! {
             biased;
-            proposed = self.consensus.propose_encoded(command.clone()) => proposed,
+            proposed = self.consensus.propose_encoded(command) => proposed,
             // It is in the log here, and no majority takes it. What follows may go on without this server.
-            () = self.leaderless() => Err(ProposeError::OutcomeUnknown),
+            () = self.leaderless() => return Err(ProposeError::OutcomeUnknown),
         };
-        match proposed {
-            Ok((_, outcome)) => Ok(outcome),
+        proposed.map(|(_, outcome)| outcome)
+    }
+
+    async fn propose_once(&self, command: Bytes) -> Result<Outcome, ClusterError> {
+        match self.propose_here(command.clone()).await {
             Err(ProposeError::NotLeader { leader }) => self.propose_at(&leader, command).await,
-            Err(error) => Err(error.into()),
+            proposed => Ok(proposed?),
         }
     }
 
@@ -181,6 +184,15 @@ impl Cluster for Server {
     fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ClusterError>> {
         Box::pin(async move {
             let command = command.encode();
+            if self.consensus.is_leader() {
+                match self.propose_here(command.clone()).await {
+                    // Not any more.
+                    Err(ProposeError::NoLeader | ProposeError::NotLeader { .. }) => {}
+                    proposed => return Ok(proposed?),
+                }
+            }
+            // Everybody who wants something while there is no leader would fill the memory.
+            let _place = self.consensus.admit_waiting(command.len())?;
             self.held(|| self.propose_once(command.clone())).await
         })
     }

@@ -51,7 +51,7 @@ use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use uuid::Uuid;
 
 use self::{
-    admission::{Admission, Refused},
+    admission::{Admission, Permit, Refused},
     contact::Contact,
     data_dir::DataDir,
     disk::{Disk, PeerDisks, Space},
@@ -103,6 +103,8 @@ struct Inner {
     log: Arc<dyn LogStore>,
     snapshots: Arc<Snapshots>,
     admission: Arc<Admission>,
+    /// What is not in the log here: it waits for a leader, or for the answer of another server.
+    waiting: Arc<Admission>,
     identity: Arc<Identity>,
     /// Whether there may be other servers.
     alone: bool,
@@ -260,6 +262,7 @@ impl Consensus {
             log: opened.log,
             snapshots,
             admission: Admission::new(limits.proposals_in_flight, limits.bytes_in_flight),
+            waiting: Admission::new(limits.proposals_in_flight, limits.bytes_in_flight),
             identity: opened.identity,
             alone,
             leader,
@@ -315,19 +318,7 @@ impl Consensus {
                 limit: MAX_COMMAND,
             });
         }
-        let permit = inner
-            .admission
-            .admit(size)
-            .map_err(|refused| match refused {
-                Refused::Full => {
-                    count_refusal("overloaded");
-                    ProposeError::Overloaded
-                }
-                Refused::TooLarge => ProposeError::TooLarge {
-                    size,
-                    limit: inner.admission.max_bytes(),
-                },
-            })?;
+        let permit = admit(&inner.admission, size)?;
         // Where another leads, its disk is the one that counts.
         if self.is_leader() {
             let space = &inner.disk.space;
@@ -358,6 +349,13 @@ impl Consensus {
             // It is in the log here, and what becomes of it another leader decides.
             Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
         }
+    }
+
+    /// A place for an encoded command of this size that waits for a leader, or for the answer of another server that it
+    /// is proposed at: as many are granted as there may be proposals in flight.
+    pub fn admit_waiting(&self, size: usize) -> Result<Waiting, ProposeError> {
+        let permit = admit(&self.inner.waiting, size)?;
+        Ok(Waiting { _permit: permit })
     }
 
     /// The leader as far as this server knows. One that was silent for too long counts as lost, and so does
@@ -534,6 +532,25 @@ impl Drop for Inner {
             task.abort();
         }
     }
+}
+
+/// A place for a command that has to wait, given back when dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    _permit: Permit,
+}
+
+fn admit(admission: &Arc<Admission>, size: usize) -> Result<Permit, ProposeError> {
+    admission.admit(size).map_err(|refused| match refused {
+        Refused::Full => {
+            count_refusal("overloaded");
+            ProposeError::Overloaded
+        }
+        Refused::TooLarge => ProposeError::TooLarge {
+            size,
+            limit: admission.max_bytes(),
+        },
+    })
 }
 
 fn count_refusal(reason: &'static str) {

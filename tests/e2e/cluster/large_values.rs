@@ -132,6 +132,39 @@ fn size(directory: &Path) -> u64 {
 }
 
 #[test]
+fn without_a_leader_no_more_is_held_than_may_be_in_flight() {
+    const WAITING: usize = 190;
+    let site = Site::new(&["-hcl=raft_snapshot_threshold = 200"]);
+    let mut servers = site.three();
+    servers.remove(2).kill();
+    servers.remove(1).kill();
+    let alone = &servers[0];
+    assert!(eventually(SOON, || alone.leader().is_empty()));
+    let memory = alone.process.resident();
+    let value = vec![b'v'; LIMIT];
+    let replies: Mutex<BTreeMap<(u16, String), usize>> = Mutex::default();
+    thread::scope(|scope| {
+        for number in 0..WAITING {
+            let (value, replies) = (&value, &replies);
+            scope.spawn(move || {
+                let reply = alone.http.put(&key_of(number), value);
+                let what = (reply.status, reply.text().trim().to_owned());
+                *replies.lock().unwrap().entry(what).or_default() += 1;
+            });
+        }
+    });
+    let replies = replies.into_inner().unwrap();
+    let grown = alone.process.resident().saturating_sub(memory) >> 20;
+    println!("{replies:?}, grown by {grown} MiB");
+    let count = |status: u16, text: &str| replies.get(&(status, text.to_owned())).copied();
+    let held = count(500, "No cluster leader").unwrap_or(0);
+    let refused = count(429, "too many writes in flight: try again later").unwrap_or(0);
+    assert_eq!(held + refused, WAITING, "{replies:?}");
+    // They are held for seven seconds, and 64 MiB of them at once.
+    assert!(held >= 100 && refused >= 40, "{replies:?}");
+}
+
+#[test]
 fn the_largest_values_at_full_speed_cost_bounded_memory_and_lose_nothing() {
     let site = Site::new(&[FLAG]);
     let servers = site.three();
