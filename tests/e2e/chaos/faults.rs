@@ -41,17 +41,21 @@ pub(super) enum Fault {
     DeafAgent,
 }
 
-const FAULTS: [Fault; 21] = [
+/// Twice what happens to leaders.
+const FAULTS: [Fault; 24] = [
     Fault::Kill,
+    Fault::KillLeader,
     Fault::KillLeader,
     Fault::KillAll,
     Fault::End,
     Fault::Pause,
     Fault::PauseLeader,
+    Fault::PauseLeader,
     Fault::PauseTwo,
     Fault::Wipe,
     Fault::FullDisk,
     Fault::Isolate,
+    Fault::IsolateLeader,
     Fault::IsolateLeader,
     Fault::OneWay,
     Fault::Bridge,
