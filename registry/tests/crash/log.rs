@@ -431,7 +431,13 @@ fn a_full_disk_or_a_failed_fsync_is_heard_and_takes_nothing_back() {
     let mut tried = 0;
     for seed in seeds(1) {
         let script = Script::random(seed + 2000, 25);
+        let undisturbed = run(&script, seed, None).ops;
         for kind in 0..2 {
+            let is_met = |op: &&Op| match kind {
+                0 => matches!(op, Op::Write { .. } | Op::Create { .. }),
+                _ => matches!(op, Op::Sync { .. }),
+            };
+            let met = undisturbed.iter().filter(is_met).count();
             for at in 0.. {
                 let fault = match kind {
                     0 => Fault::NoSpace { from: at },
@@ -439,7 +445,8 @@ fn a_full_disk_or_a_failed_fsync_is_heard_and_takes_nothing_back() {
                 };
                 let ran = run(&script, seed, Some(fault));
                 if !ran.faulted {
-                    assert!(at > 20, "{fault:?} meets nothing any more");
+                    // Writes that are asked for together may be done together, or not.
+                    assert!(2 * at > met, "{fault:?} meets nothing any more, of {met}");
                     break;
                 }
                 let what = format!("seed {seed}, {fault:?}");
