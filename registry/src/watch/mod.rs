@@ -5,7 +5,7 @@
 //! is woken once. The cost is that of the change and of those who watch it: nothing is done for a
 //! key that nobody watches, and nobody is woken for a key they do not watch.
 //!
-//! Who watches first and loads the view then misses no change: see [`cells`].
+//! Who watches first and loads the view then misses no change: the module `cells` says why.
 
 mod cells;
 mod prefixes;
