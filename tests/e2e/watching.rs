@@ -139,6 +139,10 @@ fn handled(watch: &Process) -> Vec<Shown<u64>> {
     let pairs = lines.windows(2).filter_map(|pair| {
         let index = pair[1].strip_prefix("index=")?.parse().ok()?;
         let given: Value = serde_json::from_str(pair[0]).ok()?;
+        if given.is_null() && index == 1 {
+            // It began before the first write.
+            return None;
+        }
         assert_eq!(given["ModifyIndex"], index);
         let encoded = given["Value"].as_str()?;
         Some(Shown {
