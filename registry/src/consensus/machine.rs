@@ -17,11 +17,14 @@ use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot as RaftSnapshot,
     storage::{EntryResponder, RaftStateMachine},
 };
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 
-use super::raft::{
-    self, LeaderId, Proposal, RaftLogId, SnapshotMeta as RaftSnapshotMeta, StoredMembership,
-    TypeConfig,
+use super::{
+    raft::{
+        self, LeaderId, Proposal, RaftLogId, SnapshotMeta as RaftSnapshotMeta, StoredMembership,
+        TypeConfig,
+    },
+    runtime::{spawn_blocking, watch},
 };
 use crate::{
     log::{Server, ServerId},
@@ -224,9 +227,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 .and_then(|()| snapshots.store.adopt(&snapshot));
             (replica, restored)
         };
-        let (replica, restored) = tokio::task::spawn_blocking(restore)
-            .await
-            .map_err(io::Error::other)?;
+        let (replica, restored) = spawn_blocking(restore).await.map_err(io::Error::other)?;
         self.replica = Some(replica);
         restored.map_err(io::Error::other)?;
         self.applied = meta.last_log_id;
@@ -272,9 +273,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             drop(permit);
             written
         };
-        let written = tokio::task::spawn_blocking(write)
-            .await
-            .map_err(io::Error::other)?;
+        let written = spawn_blocking(write).await.map_err(io::Error::other)?;
         raft_snapshot(written.unwrap_or_else(|error| {
             // The log still has everything: a full disk is a reason to try again later, and none to
             // stop. The answer is that nothing has changed.

@@ -27,6 +27,7 @@ mod network;
 mod raft;
 mod receive;
 mod recovery;
+mod runtime;
 mod stats;
 mod storage;
 mod supervisor;
@@ -47,7 +48,7 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError},
 };
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use self::{
@@ -59,6 +60,7 @@ use self::{
     machine::{Machine, Snapshots},
     network::{Addresses, Network},
     raft::{Proposal, Reply, TypeConfig},
+    runtime::{Instant, watch},
     storage::Storage,
     supervisor::{Supervisor, Touch},
 };
@@ -157,7 +159,7 @@ impl Consensus {
         let raft_config = Arc::new(raft_config(&config)?);
         let opened = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || Opened::open(&config)).await
+            runtime::spawn_blocking(move || Opened::open(&config)).await
         };
         let opened = opened.map_err(|error| StartError::Raft(error.to_string()))??;
         Consensus::start_on(opened, config, raft_config).await
@@ -205,7 +207,7 @@ impl Consensus {
             }),
             false => raft_config,
         };
-        let now = Instant::now();
+        let now = runtime::now();
         let votes_from = if gave_lease { now + lease } else { now };
         let raft = Raft::new(id, raft_config, network, storage, machine)
             .await
@@ -250,9 +252,9 @@ impl Consensus {
             gave_lease.then_some(votes_from),
         );
         let tasks = vec![
-            tokio::spawn(supervisor.run()),
-            tokio::spawn(members),
-            tokio::spawn(watching),
+            runtime::spawn(supervisor.run()),
+            runtime::spawn(members),
+            runtime::spawn(watching),
         ];
         let limits = config.limits;
         let inner = Inner {
@@ -473,7 +475,7 @@ impl Consensus {
             inner.snapshots.writing.close();
         }
         let log = inner.log.clone();
-        match tokio::task::spawn_blocking(move || log.close()).await {
+        match runtime::spawn_blocking(move || log.close()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the log was not closed cleanly"),
             Err(error) => tracing::error!(%error, "the log was not closed"),

@@ -333,6 +333,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let (transport, route) = self.way(Lane::Snapshot)?;
         let sent = transport.snapshot(route, raft::vote(&vote), snapshot.snapshot);
         tokio::select! {
+            biased;
             sent = within(&option, sent) => match sent {
                 Ok(vote) => Ok(SnapshotResponse::new(raft::raft_vote(vote))),
                 Err(RPCError::Unreachable(error)) => Err(error.into()),

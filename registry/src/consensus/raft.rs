@@ -10,7 +10,7 @@ use bytes::Bytes;
 use openraft::{EntryPayload, entry::RaftEntry, raft::responder::Responder};
 use tokio::sync::oneshot;
 
-use super::admission::Permit;
+use super::{admission::Permit, runtime::Runtime};
 use crate::{
     command::Outcome,
     log::{Entry, LogId, Membership, Payload, Server, ServerId, Vote},
@@ -30,7 +30,7 @@ impl openraft::RaftTypeConfig for TypeConfig {
     type Vote = RaftVote;
     type Payload = EntryPayload<Proposal, ServerId, Server>;
     type Entry = RaftEntryOf;
-    type AsyncRuntime = openraft::impls::TokioRuntime;
+    type AsyncRuntime = Runtime;
     type Responder<T>
         = Reply<T>
     where

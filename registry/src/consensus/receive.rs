@@ -22,6 +22,7 @@ use super::{
     Append, AppendReply, BoxStream, Consensus, Election, Envelope, HandOver, HeartbeatReply, Inner,
     Misdirected, VoteReply, VoteRequest,
     raft::{self, TypeConfig},
+    runtime,
 };
 use crate::{
     log::{Entry, LogId, Membership, Payload, ServerId, Vote},
@@ -74,7 +75,7 @@ impl Consensus {
         check_candidate(&request, from)?;
         // Before it went down this server may have acknowledged a leader that counts on it still.
         if request.election != Election::HandOver {
-            tokio::time::sleep_until(self.inner.votes_from).await;
+            runtime::sleep_until(self.inner.votes_from).await;
         }
         let space = &self.inner.disk.space;
         space.admit_vote().map_err(|_| ReceiveError::DiskFull)?;
@@ -198,7 +199,7 @@ impl Consensus {
             .clone()
             .try_acquire_owned()
             .map_err(|_| ReceiveError::Busy)?;
-        let received = tokio::task::spawn_blocking(move || {
+        let received = runtime::spawn_blocking(move || {
             let received = snapshots.store.receive(input);
             drop(permit);
             received

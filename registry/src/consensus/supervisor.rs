@@ -9,8 +9,7 @@ use std::{
     time::Duration,
 };
 
-use openraft::{Instant, Raft, TokioInstant, async_runtime::watch::WatchReceiver, errors::Fatal};
-use tokio::sync::watch;
+use openraft::{Instant as _, Raft, async_runtime::watch::WatchReceiver, errors::Fatal};
 
 use super::{
     FatalHandler, Leader,
@@ -19,6 +18,7 @@ use super::{
     machine::{Machine, Snapshots},
     network::Addresses,
     raft::TypeConfig,
+    runtime::{self, Instant, watch},
 };
 use crate::log::ServerId;
 
@@ -26,7 +26,7 @@ pub(super) struct Supervisor {
     raft: Raft<TypeConfig, Machine>,
     touch: Touch,
     /// Since when this server leads.
-    leading_since: Option<TokioInstant>,
+    leading_since: Option<Instant>,
     snapshots: Arc<Snapshots>,
     addresses: Addresses,
     stopping: Arc<AtomicBool>,
@@ -72,9 +72,9 @@ impl Supervisor {
         loop {
             self.publish_leader();
             self.publish_addresses();
+            // What is rare first: the metrics of a busy server change all the time.
             tokio::select! {
-                changed = metrics.changed() => if changed.is_err() { break },
-                () = pause(look_again) => {}
+                biased;
                 () = self.snapshots.due.notified() => {
                     if self.raft.trigger().snapshot().await.is_err() {
                         break;
@@ -85,6 +85,8 @@ impl Supervisor {
                         break;
                     }
                 }
+                changed = metrics.changed() => if changed.is_err() { break },
+                () = pause(look_again) => {}
             }
         }
         self.leader.send_replace(None);
@@ -136,7 +138,7 @@ impl Supervisor {
                 .patience
                 .is_none_or(|patience| silence < patience);
         }
-        let now = <TokioInstant as Instant>::now();
+        let now = runtime::now();
         let since = *self.leading_since.get_or_insert(now);
         let Some(patience) = self.touch.patience else {
             return true;

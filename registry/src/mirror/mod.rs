@@ -1,12 +1,13 @@
 //! A part of the state, kept where there is no log: what a client agent follows.
 //!
 //! A follower names [`Topic`]s. A server tells each of them whole once, and from then on the rows in which its
-//! newest view differs from the one it told last ([`news`]); the follower puts them into a [`Mirror`], whose
+//! newest view differs from the one it told last ([`Feed`]); the follower puts them into a [`Mirror`], whose
 //! [`Registry`] reads like a server's, for as much of it as is followed. All news that are told together are of one
 //! view, so the mirror is what the server's state was at that index, as far as it goes: never a mixture.
 //!
 //! Pure: who is told, and how the bytes get there, is the agent's business.
 
+mod feed;
 mod news;
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
@@ -14,6 +15,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
+pub use feed::Feed;
 pub use news::{News, NewsError, PackError, news, pack, unpack};
 
 use crate::{

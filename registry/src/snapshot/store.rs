@@ -126,6 +126,12 @@ impl SnapshotStore {
         SnapshotStore::new(None, None)
     }
 
+    /// One in memory, of a server that has been there before.
+    #[cfg(test)]
+    pub(crate) fn holding(current: Option<Snapshot>) -> SnapshotStore {
+        SnapshotStore::new(None, current)
+    }
+
     /// Opens the snapshots in `directory`, which exists. The newest that is whole becomes the
     /// current one: a damaged one is said and set aside, and the one before it may still do, as
     /// long as the log reaches back to it.

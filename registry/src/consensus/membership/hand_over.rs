@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use openraft::Raft;
-use tokio::{
-    sync::watch,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{ALIVE, MembershipError, situation::Situation};
 use crate::{
@@ -15,6 +12,7 @@ use crate::{
         disk::{Disk, DiskState, PeerDisks},
         machine::Machine,
         raft::TypeConfig,
+        runtime::{self, watch},
     },
     log::ServerId,
 };
@@ -102,11 +100,11 @@ pub(in super::super) async fn look_after_disk(
     disk: Disk,
     peers: PeerDisks,
     leader: watch::Receiver<Option<Leader>>,
-    stands_from: Option<Instant>,
+    stands_from: Option<runtime::Instant>,
 ) {
     let mut may_stand = stands_from.is_none();
     if let Some(at) = stands_from {
-        tokio::time::sleep_until(at).await;
+        runtime::sleep_until(at).await;
     }
     let mut ticks = tokio::time::interval(disk.patience / 8);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

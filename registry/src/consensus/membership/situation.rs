@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
-use openraft::{Instant as _, Raft, TokioInstant, async_runtime::watch::WatchReceiver as _};
+use openraft::{Instant as _, Raft, async_runtime::watch::WatchReceiver as _};
 
 use super::{ALIVE, CAUGHT_UP, DEAD};
 use crate::{
     consensus::{
         machine::Machine,
         raft::{self, TypeConfig},
+        runtime,
     },
     log::{Membership, Server, ServerId},
 };
@@ -37,7 +38,7 @@ impl Situation {
     pub(super) fn of(raft: &Raft<TypeConfig, Machine>, own: ServerId) -> Situation {
         let metrics = raft.metrics();
         let metrics = metrics.borrow_watched();
-        let now = <TokioInstant as openraft::Instant>::now();
+        let now = runtime::now();
         let leading = metrics.state.is_leader();
         let mut situation = Situation {
             own,

@@ -7,10 +7,7 @@ use std::{
 };
 
 use openraft::{ChangeMembers, Raft, async_runtime::watch::WatchReceiver as _};
-use tokio::{
-    sync::{Mutex, watch},
-    time::Instant,
-};
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{
     ALIVE, DEAD, DiskState, Failed, LOOK, change_membership,
@@ -22,6 +19,7 @@ use crate::{
         disk::{Disk, PeerDisks},
         machine::Machine,
         raft::TypeConfig,
+        runtime::watch,
     },
     log::{Server, ServerId},
     model::AutopilotConfig,

@@ -2,7 +2,9 @@ mod cluster;
 mod disk;
 mod faults;
 mod lossy;
+pub(super) mod process;
 mod suite;
+pub(super) mod watch;
 
 use std::time::Instant;
 

@@ -1,13 +1,9 @@
 //! One agent's session, from the server's side: its lease, its changes, and the topics that it follows.
 //!
-//! What is told is always the difference between two views: that which was told last, and the newest. So an agent that
-//! reads slowly is told less often, never from a queue; and all that is told at once is of one view.
+//! What is told is worked out by a [`Feed`]: an agent that reads slowly is told less often, never from a queue; and all
+//! that is told at once is of one view.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -23,7 +19,7 @@ use wharf_registry::{
     Command, Outcome, View,
     command::PlatformCommand,
     consensus::Consensus,
-    mirror::{self, Topic},
+    mirror::{self, Feed},
     model::Node,
 };
 
@@ -81,11 +77,7 @@ pub(super) struct Session {
 
 /// What was told.
 struct Told {
-    /// The state as of which everything that is followed was told.
-    view: Arc<View>,
-    topics: BTreeSet<Topic>,
-    /// Followed, and not told yet.
-    fresh: HashSet<Topic>,
+    feed: Feed,
     servers: proto::ServerList,
 }
 
@@ -109,9 +101,7 @@ impl Session {
     async fn serve(&self, mut incoming: Streaming<proto::FromAgent>) -> End {
         let registry = self.cluster.registry().clone();
         let mut told = Told {
-            view: registry.view(),
-            topics: BTreeSet::new(),
-            fresh: HashSet::new(),
+            feed: Feed::new(registry.view()),
             servers: wire::write_servers(&self.consensus),
         };
         let mut watches = WatchSet::default();
@@ -133,12 +123,12 @@ impl Session {
                         Ok(()) => {}
                         Err(end) => return end,
                     }
-                    if told.fresh.is_empty() {
+                    if !told.feed.has_fresh() {
                         continue;
                     }
                     None
                 }
-                _ = watches.changed(), if !told.topics.is_empty() => {
+                _ = watches.changed(), if !told.feed.is_empty() => {
                     tokio::time::sleep(GATHER).await;
                     watches.take();
                     None
@@ -158,8 +148,7 @@ impl Session {
                 () = self.stop.cancelled() => return End::Stopped,
             };
             // What is watched is watched before the view is taken.
-            let keys = told.topics.iter().chain(&told.fresh).flat_map(Topic::keys);
-            watches.set(&registry, &keys.collect());
+            watches.set(&registry, &told.feed.keys().collect());
             if let Err(end) = self.tell(&mut told, registry.view()).await {
                 return end;
             }
@@ -182,18 +171,15 @@ impl Session {
         match message.message {
             Some(From::Follow(topic)) => {
                 let topic = wire::read_topic(topic).map_err(malformed)?;
-                if told.topics.len() + told.fresh.len() >= MAX_TOPICS {
+                if told.feed.len() >= MAX_TOPICS {
                     let text = format!("an agent follows {MAX_TOPICS} topics at most");
                     return Err(End::Refused(Status::resource_exhausted(text)));
                 }
-                // Who asks again has given it up in between.
-                told.topics.remove(&topic);
-                told.fresh.insert(topic);
+                told.feed.follow(topic);
             }
             Some(From::Unfollow(topic)) => {
                 let topic = wire::read_topic(topic).map_err(malformed)?;
-                told.topics.remove(&topic);
-                told.fresh.remove(&topic);
+                told.feed.unfollow(&topic);
             }
             Some(From::Alive(_)) => {}
             Some(From::Request(request)) => {
@@ -250,23 +236,15 @@ impl Session {
             told.servers = servers.clone();
             self.send(To::Servers(servers)).await?;
         }
-        let nodes = told.view.nodes().len() as u64;
+        let nodes = told.feed.view().nodes().len() as u64;
         self.send(To::Alive(proto::Alive { nodes })).await
     }
 
     /// Tells what is different in `view`.
     async fn tell(&self, told: &mut Told, view: Arc<View>) -> Result<(), End> {
-        let earlier = told.view.clone();
-        let old = told
-            .topics
-            .iter()
-            .filter_map(|topic| mirror::news(topic, Some(&earlier), &view));
-        let new = told
-            .fresh
-            .iter()
-            .filter_map(|topic| mirror::news(topic, None, &view));
-        let news: Vec<_> = old.chain(new).flat_map(|news| news.split(ROWS)).collect();
         let index = view.applied();
+        let news = told.feed.tell(view).into_iter();
+        let news: Vec<_> = news.flat_map(|news| news.split(ROWS)).collect();
         let mut message = proto::News {
             index,
             news: Vec::new(),
@@ -292,8 +270,6 @@ impl Session {
                     .await?;
             }
         }
-        told.view = view;
-        told.topics.extend(told.fresh.drain());
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Disks that stall or are full under some of several servers.
 
-use super::{super::faults::Fault, net::DISK, *};
+use super::{super::faults::Fault, machines::DISK, *};
 
 /// Longer than a leader waits for its disk before it looks for an heir.
 const PATIENCE: Duration = Duration::from_secs(2);

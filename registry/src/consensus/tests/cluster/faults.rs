@@ -47,7 +47,7 @@ async fn history(seed: u64) {
             }
             3 => cluster
                 .net
-                .lose_one_of(seed + u64::from(step), 3 + below(20)),
+                .lose_one_of(seed + u64::from(step), u64::from(3 + below(20))),
             4 => {
                 let down = (0..count).find(|at| !cluster.runs(*at));
                 if let Some(at) = down {

@@ -2,12 +2,13 @@
 
 mod disks;
 mod faults;
+mod machines;
 mod net;
 mod simulation;
 
 use std::collections::BTreeSet;
 
-use self::net::{Cluster, server_id};
+use self::machines::{Cluster, server_id};
 use super::*;
 
 fn voters(consensus: &Consensus) -> BTreeSet<ServerId> {

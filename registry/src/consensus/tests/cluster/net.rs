@@ -1,30 +1,45 @@
-//! Servers in one process and a network between them that does what it is told: cut links, lose messages.
-//! The clock is tokio's paused one, so that hours of elections take moments.
+//! A network between servers that does what it is told: cut links, lose messages, let them wait.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::MutexGuard,
+};
 
-use futures_util::{StreamExt as _, future};
-use proptest::test_runner::{RngAlgorithm, TestRng};
+use futures_util::{StreamExt as _, stream};
+use tokio::sync::Notify;
 use wharf_tests::Chance;
 
-use super::super::{
-    super::disk::Extent,
-    faults::FaultyLog,
-    lossy::{Flaw, LossyDisk},
-    *,
-};
+use super::super::{process::Process, *};
 use crate::log::Vote;
 
+/// How long a message waits on a link that is cut, before the connection counts as broken: keepalive's patience.
+const WAITS: Duration = Duration::from_secs(5);
+
+/// A server that can be reached.
+#[derive(Clone)]
+pub(super) struct Host {
+    pub(super) consensus: Consensus,
+    pub(super) process: Arc<Process>,
+}
+
 #[derive(Default)]
-pub(super) struct Net(Mutex<Links>);
+pub(super) struct Net {
+    links: Mutex<Links>,
+    healed: Notify,
+    voted: Notify,
+    trace: Option<Trace>,
+}
 
 #[derive(Default)]
 struct Links {
-    servers: BTreeMap<String, Consensus>,
-    /// Messages from the first to the second are lost.
+    servers: BTreeMap<String, Host>,
+    /// Messages from the first to the second do not get through.
     cut: BTreeSet<(ServerId, ServerId)>,
+    /// They wait for the link, as those of a connection do. Otherwise they come back at once.
+    waits: bool,
     /// One message of so many is lost.
-    loss: Option<(TestRng, u32)>,
+    loss: Option<(Chance, u64)>,
     /// Each message is on its way for so many milliseconds at most.
     delay: Option<Chance>,
     /// Who gives a vote is cut off from the candidate right after, once; and then it is here who it was.
@@ -32,23 +47,53 @@ struct Links {
     voter: Option<ServerId>,
 }
 
-impl std::fmt::Debug for Net {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// Everything that happened, in order: what a seed repeats.
+pub(super) struct Trace {
+    began: tokio::time::Instant,
+    events: Mutex<Vec<String>>,
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Net")
     }
 }
 
 impl Net {
-    pub(super) fn attach(&self, address: &str, server: Consensus) {
-        self.0
-            .lock()
-            .unwrap()
-            .servers
-            .insert(address.to_owned(), server);
+    pub(super) fn traced() -> Net {
+        let trace = Trace {
+            began: tokio::time::Instant::now(),
+            events: Mutex::default(),
+        };
+        Net {
+            trace: Some(trace),
+            ..Net::default()
+        }
+    }
+
+    /// Writes down what happened.
+    pub(super) fn note(&self, event: impl FnOnce() -> String) {
+        if let Some(Trace { began, events }) = &self.trace {
+            let event = format!("{:>9.3?} {}", began.elapsed(), event());
+            events.lock().unwrap().push(event);
+        }
+    }
+
+    pub(super) fn events(&self) -> Vec<String> {
+        let trace = self.trace.as_ref();
+        trace.map_or_else(Vec::new, |trace| trace.events.lock().unwrap().clone())
+    }
+
+    fn links(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap()
+    }
+
+    pub(super) fn attach(&self, address: &str, host: Host) {
+        self.links().servers.insert(address.to_owned(), host);
     }
 
     pub(super) fn detach(&self, address: &str) {
-        self.0.lock().unwrap().servers.remove(address);
+        self.links().servers.remove(address);
     }
 
     /// Cuts every link between the two sides.
@@ -62,120 +107,192 @@ impl Net {
     }
 
     pub(super) fn cut_one_way(&self, from: ServerId, to: ServerId) {
-        self.0.lock().unwrap().cut.insert((from, to));
+        self.links().cut.insert((from, to));
     }
 
-    pub(super) fn lose_one_of(&self, seed: u64, every: u32) {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        self.0.lock().unwrap().loss = Some((rng, every));
+    /// Whether messages on links that are cut wait for them.
+    pub(super) fn let_wait(&self, waits: bool) {
+        self.links().waits = waits;
+    }
+
+    pub(super) fn lose_one_of(&self, seed: u64, every: u64) {
+        self.links().loss = Some((Chance::new(seed), every));
     }
 
     pub(super) fn heal(&self) {
-        let mut links = self.0.lock().unwrap();
-        links.cut.clear();
-        links.loss = None;
-        links.delay = None;
-        links.cut_voter = false;
+        {
+            let mut links = self.links();
+            links.cut.clear();
+            links.waits = false;
+            links.loss = None;
+            links.delay = None;
+            links.cut_voter = false;
+        }
+        self.healed.notify_waiters();
     }
 
     pub(super) fn heal_between(&self, one: ServerId, other: ServerId) {
-        let mut links = self.0.lock().unwrap();
-        links.cut.remove(&(one, other));
-        links.cut.remove(&(other, one));
+        {
+            let mut links = self.links();
+            links.cut.remove(&(one, other));
+            links.cut.remove(&(other, one));
+        }
+        self.healed.notify_waiters();
     }
 
     pub(super) fn delay(&self, seed: u64) {
-        self.0.lock().unwrap().delay = Some(Chance::new(seed));
+        self.links().delay = Some(Chance::new(seed));
     }
 
     pub(super) fn cut_next_voter(&self) {
-        let mut links = self.0.lock().unwrap();
+        let mut links = self.links();
         links.cut_voter = true;
         links.voter = None;
     }
 
-    /// Who has given its vote and was cut off.
-    pub(super) fn cut_voter(&self) -> Option<ServerId> {
-        self.0.lock().unwrap().voter.take()
+    /// Waits until somebody has given its vote and was cut off, and says who.
+    pub(super) async fn cut_voter(&self) -> ServerId {
+        loop {
+            if let Some(voter) = self.links().voter.take() {
+                return voter;
+            }
+            self.voted.notified().await;
+        }
     }
 
-    pub(super) fn servers(&self) -> Vec<Consensus> {
-        self.0.lock().unwrap().servers.values().cloned().collect()
+    pub(super) fn hosts(&self) -> Vec<Host> {
+        self.links().servers.values().cloned().collect()
     }
 
-    pub(super) fn server(&self, address: &str) -> Option<Consensus> {
-        self.0.lock().unwrap().servers.get(address).cloned()
+    pub(super) fn host(&self, address: &str) -> Option<Host> {
+        self.links().servers.get(address).cloned()
     }
 
-    async fn travel(&self) {
+    /// Whether nothing is in the way from one to the other, and nothing gets lost there.
+    pub(super) fn passes(&self, from: ServerId, to: ServerId) -> bool {
+        !self.links().cut.contains(&(from, to))
+    }
+
+    /// A message is on its way; whether it arrives.
+    pub(super) async fn arrives(&self, from: ServerId, to: ServerId) -> bool {
         let delay = {
-            let mut links = self.0.lock().unwrap();
+            let mut links = self.links();
+            if let Some((chance, every)) = &mut links.loss
+                && chance.below(*every) == 0
+            {
+                return false;
+            }
             let delay = links.delay.as_mut();
             delay.map(|chance| Duration::from_millis(chance.below(60)))
         };
         if let Some(delay) = delay {
             tokio::time::sleep(delay).await;
         }
+        let passable = async {
+            loop {
+                let healed = self.healed.notified();
+                if self.passes(from, to) {
+                    return true;
+                }
+                if !self.links().waits {
+                    return false;
+                }
+                healed.await;
+            }
+        };
+        let passable = tokio::time::timeout(WAITS, passable).await;
+        passable.unwrap_or(false)
     }
 
-    fn voted(&self, route: &Route, request: &VoteRequest, answer: &VoteReply) {
-        let mut links = self.0.lock().unwrap();
+    /// One server asks another. `None`: it did not get there; an error: there is no answer.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        from: ServerId,
+        host: &Host,
+        serve: impl Future<Output = T> + Send + 'static,
+    ) -> Option<Result<T, ()>> {
+        let to = host.consensus.id();
+        if !self.arrives(from, to).await {
+            return None;
+        }
+        let Ok(answer) = host.process.spawn(serve).await else {
+            return Some(Err(()));
+        };
+        let arrives = self.arrives(to, from).await;
+        Some(arrives.then_some(answer).ok_or(()))
+    }
+
+    fn has_voted(&self, envelope: &Envelope, request: &VoteRequest, answer: &VoteReply) {
+        let mut links = self.links();
         let given = answer.granted && request.election != Election::Probe;
         if given && std::mem::take(&mut links.cut_voter) {
-            let Envelope { from, to, .. } = route.envelope;
+            let Envelope { from, to, .. } = *envelope;
             links.cut.extend([(from, to), (to, from)]);
             links.voter = Some(to);
+            self.voted.notify_one();
         }
     }
 
-    fn passes(&self, from: ServerId, to: ServerId) -> bool {
-        use proptest::prelude::Rng as _;
-        let mut links = self.0.lock().unwrap();
-        let lost = match &mut links.loss {
-            Some((rng, every)) => rng.next_u32() % *every == 0,
-            None => false,
-        };
-        !lost && !links.cut.contains(&(from, to))
-    }
-
-    /// The receiver of a message that arrives.
-    fn receiver(&self, route: &Route) -> Result<Consensus, TransportError> {
+    /// Delivers a message. Its receiver works it off whether or not the sender waits for the answer, which may be lost.
+    async fn deliver<T, F>(
+        self: &Arc<Self>,
+        route: Route,
+        what: &'static str,
+        vote: Vote,
+        serve: impl FnOnce(Host) -> F + Send + 'static,
+    ) -> Result<T, TransportError>
+    where
+        F: Future<Output = Result<T, ReceiveError>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let Route {
+            envelope, address, ..
+        } = route;
+        let Envelope { from, to, .. } = envelope;
         let unreachable = |reason: &str| TransportError::Unreachable {
-            address: route.address.clone(),
+            address: address.clone(),
             reason: reason.to_owned(),
         };
-        if !self.passes(route.envelope.from, route.envelope.to) {
-            return Err(unreachable("cut off"));
-        }
-        let receiver = self.0.lock().unwrap().servers.get(&route.address).cloned();
-        let receiver = receiver.ok_or_else(|| unreachable("nobody listens"))?;
-        match receiver.check_envelope(&route.envelope) {
-            Ok(()) => Ok(receiver),
-            Err(error) => Err(TransportError::Refused {
-                address: route.address.clone(),
-                reason: error.to_string(),
-            }),
-        }
-    }
-
-    /// Its answer, if that arrives too.
-    fn back<T>(&self, route: &Route, answer: Result<T, ReceiveError>) -> Result<T, TransportError> {
         let broken = |reason: String| TransportError::Broken {
-            address: route.address.clone(),
+            address: address.clone(),
             reason,
         };
-        if !self.passes(route.envelope.to, route.envelope.from) {
-            return Err(broken("the answer is lost".to_owned()));
+        let host = self.host(&address);
+        let host = host.ok_or_else(|| unreachable("nobody listens"))?;
+        let net = self.clone();
+        let served = host.process.clone().spawn(async move {
+            if !net.arrives(from, to).await {
+                return Ok(None);
+            }
+            host.consensus.check_envelope(&envelope)?;
+            net.note(|| format!("{what} {from} {to} {vote:?}"));
+            serve(host).await.map(Some)
+        });
+        let answer = match served.await {
+            Ok(Ok(Some(answer))) => answer,
+            Ok(Ok(None)) => return Err(unreachable("cut off")),
+            Ok(Err(ReceiveError::Misdirected(error))) => {
+                return Err(TransportError::Refused {
+                    address,
+                    reason: error.to_string(),
+                });
+            }
+            Ok(Err(error)) => return Err(broken(error.to_string())),
+            Err(_) => return Err(broken("the server is gone".to_owned())),
+        };
+        match self.arrives(to, from).await {
+            true => Ok(answer),
+            false => Err(broken("the answer is lost".to_owned())),
         }
-        answer.map_err(|error| broken(error.to_string()))
     }
 }
 
 /// The network as one server sees it.
 #[derive(Debug)]
-pub(super) struct Wire(pub(super) Arc<Net>);
+pub(super) struct Wire {
+    pub(super) net: Arc<Net>,
+    pub(super) process: Arc<Process>,
+}
 
 impl Transport for Wire {
     fn vote(
@@ -183,14 +300,19 @@ impl Transport for Wire {
         route: Route,
         request: VoteRequest,
     ) -> BoxFuture<'_, Result<VoteReply, TransportError>> {
+        let (envelope, net) = (route.envelope, self.net.clone());
+        let what = match request.election {
+            Election::Probe => "probe",
+            Election::Campaign => "vote",
+            Election::HandOver => "vote (hand over)",
+        };
+        let asked = request.clone();
+        let serve = move |host: Host| async move {
+            host.consensus.receive_vote(envelope.from, asked).await
+        };
         Box::pin(async move {
-            self.0.travel().await;
-            let receiver = self.0.receiver(&route)?;
-            let answer = receiver
-                .receive_vote(route.envelope.from, request.clone())
-                .await;
-            let answer = self.0.back(&route, answer)?;
-            self.0.voted(&route, &request, &answer);
+            let answer = net.deliver(route, what, request.vote, serve).await?;
+            net.has_voted(&envelope, &request, &answer);
             Ok(answer)
         })
     }
@@ -200,14 +322,10 @@ impl Transport for Wire {
         route: Route,
         request: Append,
     ) -> BoxFuture<'_, Result<HeartbeatReply, TransportError>> {
-        Box::pin(async move {
-            self.0.travel().await;
-            let receiver = self.0.receiver(&route)?;
-            let answer = receiver
-                .receive_heartbeat(route.envelope.from, request)
-                .await;
-            self.0.back(&route, answer)
-        })
+        let (from, vote) = (route.envelope.from, request.vote);
+        let serve =
+            move |host: Host| async move { host.consensus.receive_heartbeat(from, request).await };
+        Box::pin(self.net.deliver(route, "heartbeat", vote, serve))
     }
 
     fn append(
@@ -216,22 +334,73 @@ impl Transport for Wire {
         requests: BoxStream<Append>,
     ) -> BoxFuture<'_, Result<BoxStream<Result<AppendReply, TransportError>>, TransportError>> {
         Box::pin(async move {
-            let receiver = self.0.receiver(&route)?;
             let Envelope { from, to, .. } = route.envelope;
-            let net = self.0.clone();
-            // A stream is in order: what comes after a lost message is lost too.
-            let requests = requests.take_while(move |_| future::ready(net.passes(from, to)));
-            let net = self.0.clone();
-            let requests = requests.then(move |request| {
+            let address = route.address;
+            let host = self.net.host(&address);
+            let host = host.ok_or_else(|| TransportError::Unreachable {
+                address: address.clone(),
+                reason: "nobody listens".to_owned(),
+            })?;
+            if !self.net.arrives(from, to).await {
+                return Err(TransportError::Unreachable {
+                    address,
+                    reason: "cut off".to_owned(),
+                });
+            }
+            let broken = move |reason: String| TransportError::Broken {
+                address: address.clone(),
+                reason,
+            };
+            // What comes after a lost message is lost too: a stream is in order.
+            let net = self.net.clone();
+            let envelope = route.envelope;
+            let requests = self.process.within(requests).then(move |request| {
                 let net = net.clone();
                 async move {
-                    net.travel().await;
-                    request
+                    let arrives = net.arrives(from, to).await;
+                    if arrives {
+                        let (vote, count) = (request.vote, request.entries.len());
+                        net.note(|| format!("append {from} {to} {vote:?} {count}"));
+                    }
+                    arrives.then_some(request)
                 }
             });
-            let replies = receiver.receive_append(from, Box::pin(requests));
-            let net = self.0.clone();
-            let replies = replies.map(move |reply| net.back(&route, reply));
+            let requests = requests
+                .take_while(|request| std::future::ready(request.is_some()))
+                .filter_map(std::future::ready);
+            let Host { consensus, process } = host;
+            let begun = process.run(async move {
+                consensus.check_envelope(&envelope)?;
+                Ok::<_, Misdirected>(consensus.receive_append(from, Box::pin(requests)))
+            });
+            let replies = match begun.await {
+                Some(Ok(replies)) => replies,
+                Some(Err(error)) => return Err(broken(error.to_string())),
+                None => return Err(broken("the server is gone".to_owned())),
+            };
+            // It breaks when the other end is gone, or stopped for longer than keepalive waits.
+            let net = self.net.clone();
+            let replies = stream::unfold(Some((replies, process)), move |state| {
+                let (net, broken) = (net.clone(), broken.clone());
+                async move {
+                    let (mut replies, process) = state?;
+                    let reply = loop {
+                        let next = tokio::time::timeout(WAITS, process.run(replies.next()));
+                        match next.await {
+                            Ok(Some(reply)) => break reply?.map_err(|error| error.to_string()),
+                            Ok(None) => break Err("the server is gone".to_owned()),
+                            Err(_) if process.is_stopped() => break Err("silence".to_owned()),
+                            Err(_) => {}
+                        }
+                    };
+                    let reply = match reply {
+                        Ok(_) if !net.arrives(to, from).await => Err("a reply is lost".to_owned()),
+                        reply => reply,
+                    };
+                    let next = reply.is_ok().then_some((replies, process));
+                    Some((reply.map_err(broken), next))
+                }
+            });
             Ok(Box::pin(replies) as BoxStream<_>)
         })
     }
@@ -242,13 +411,12 @@ impl Transport for Wire {
         vote: Vote,
         snapshot: crate::snapshot::Snapshot,
     ) -> BoxFuture<'_, Result<Vote, TransportError>> {
-        Box::pin(async move {
-            let receiver = self.0.receiver(&route)?;
-            let answer = receiver
-                .receive_snapshot(route.envelope.from, vote, snapshot.bytes())
-                .await;
-            self.0.back(&route, answer)
-        })
+        let from = route.envelope.from;
+        let serve = move |host: Host| async move {
+            let bytes = snapshot.bytes();
+            host.consensus.receive_snapshot(from, vote, bytes).await
+        };
+        Box::pin(self.net.deliver(route, "snapshot", vote, serve))
     }
 
     fn hand_over(
@@ -256,270 +424,9 @@ impl Transport for Wire {
         route: Route,
         request: HandOver,
     ) -> BoxFuture<'_, Result<(), TransportError>> {
-        Box::pin(async move {
-            let receiver = self.0.receiver(&route)?;
-            let answer = receiver
-                .receive_hand_over(route.envelope.from, request)
-                .await;
-            self.0.back(&route, answer)
-        })
-    }
-}
-
-/// The size of each server's disk, in bytes.
-pub(super) const DISK: u64 = 100 << 30;
-
-/// A server that can be crashed and started again: its log and the name of its cluster stay.
-pub(super) struct Machine {
-    pub(super) id: ServerId,
-    pub(super) server: Server,
-    pub(super) log: Arc<FaultyLog>,
-    /// What is free on its disk, in bytes.
-    pub(super) free: Arc<AtomicU64>,
-    identity: Arc<Identity>,
-    running: Option<Consensus>,
-    /// In the place of `log`, where there is one; snapshots are in the directory then.
-    disk: Option<(Arc<LossyDisk>, tempfile::TempDir)>,
-}
-
-pub(super) struct Cluster {
-    pub(super) net: Arc<Net>,
-    pub(super) machines: Vec<Machine>,
-    pub(super) snapshots: SnapshotPolicy,
-    /// Servers get disks that lose in a crash what is not synced, from these seeds.
-    pub(super) disks: Option<Disks>,
-}
-
-pub(super) struct Disks {
-    pub(super) chance: Chance,
-    /// What is wrong with them, and with which one if not with all.
-    pub(super) flaw: Option<(Flaw, Option<ServerId>)>,
-}
-
-impl Disks {
-    fn disk(&mut self, id: ServerId) -> (Arc<LossyDisk>, tempfile::TempDir) {
-        let flaw = self
-            .flaw
-            .filter(|(_, only)| only.is_none_or(|only| only == id));
-        let disk = LossyDisk::new(self.chance.below(u64::MAX), flaw.map(|(flaw, _)| flaw));
-        (disk, tempfile::tempdir().unwrap())
-    }
-}
-
-pub(super) fn server_id(number: u128) -> ServerId {
-    ServerId(Uuid::from_u128(number))
-}
-
-impl Cluster {
-    pub(super) fn empty() -> Cluster {
-        Cluster {
-            net: Arc::default(),
-            machines: Vec::new(),
-            snapshots: SnapshotPolicy::default(),
-            disks: None,
-        }
-    }
-
-    /// Servers 0 to `count`, founded together, with a leader.
-    pub(super) async fn founded(count: u128) -> Cluster {
-        Cluster::empty().found(count).await
-    }
-
-    pub(super) async fn found(mut self, count: u128) -> Cluster {
-        let cluster = &mut self;
-        for number in 0..count {
-            cluster
-                .add(number + 1, &format!("s{number}"), &format!("a{number}"))
-                .await;
-        }
-        let founder = server_id(1);
-        for at in 1..cluster.machines.len() {
-            cluster.at(at).promise(founder).unwrap();
-        }
-        let servers = cluster.machines.iter().map(|m| (m.id, m.server.clone()));
-        let servers = servers.collect();
-        cluster.at(0).found(servers).await.unwrap();
-        cluster.leader().await;
-        self
-    }
-
-    /// A new server that belongs to nobody. Returns its place.
-    pub(super) async fn add(&mut self, id: u128, name: &str, address: &str) -> usize {
-        let id = server_id(id);
-        self.machines.push(Machine {
-            id,
-            server: Server {
-                name: name.to_owned(),
-                address: address.to_owned(),
-            },
-            log: Arc::new(FaultyLog::default()),
-            free: Arc::new(AtomicU64::new(DISK)),
-            identity: Arc::new(Identity::in_memory(id)),
-            running: None,
-            disk: self.disks.as_mut().map(|disks| disks.disk(id)),
-        });
-        let at = self.machines.len() - 1;
-        self.start(at).await;
-        at
-    }
-
-    pub(super) async fn start(&mut self, at: usize) {
-        let machine = &mut self.machines[at];
-        let config = ConsensusConfig {
-            bootstrap: false,
-            node_name: machine.server.name.clone(),
-            node_uuid: machine.id.0,
-            server_address: machine.server.address.clone(),
-            transport: Some(Arc::new(Wire(self.net.clone()))),
-            timings: Timings::lan(),
-            snapshots: self.snapshots,
-            ..single()
-        };
-        let free = machine.free.clone();
-        let extent = move || {
-            Ok(Extent {
-                total: DISK,
-                free: free.load(Ordering::Relaxed),
-            })
-        };
-        let mut opened = Opened {
-            identity: machine.identity.clone(),
-            space: Space::with(Some(Box::new(extent))),
-            ..Opened::in_memory(machine.id.0, machine.log.clone())
-        };
-        if let Some((disk, directory)) = &machine.disk {
-            opened.log = disk.open();
-            opened.snapshots = SnapshotStore::open(directory.path().to_owned()).unwrap();
-        }
-        let raft_config = Arc::new(raft_config(&config).unwrap());
-        let consensus = Consensus::start_on(opened, config, raft_config)
-            .await
-            .unwrap();
-        self.net.attach(&machine.server.address, consensus.clone());
-        machine.running = Some(consensus);
-    }
-
-    /// Ends a server without a word to the others.
-    pub(super) async fn crash(&mut self, at: usize) {
-        let machine = &mut self.machines[at];
-        self.net.detach(&machine.server.address);
-        if let Some((disk, _)) = &machine.disk {
-            disk.crash();
-        }
-        if let Some(consensus) = machine.running.take() {
-            consensus.shutdown().await;
-        }
-    }
-
-    pub(super) fn runs(&self, at: usize) -> bool {
-        self.machines[at].running.is_some()
-    }
-
-    pub(super) fn at(&self, at: usize) -> &Consensus {
-        self.machines[at].running.as_ref().unwrap()
-    }
-
-    pub(super) fn running(&self) -> impl Iterator<Item = (usize, &Consensus)> {
-        let running = |(at, machine): (usize, &'_ Machine)| (at, machine.running.is_some());
-        let all: Vec<_> = self.machines.iter().enumerate().map(running).collect();
-        all.into_iter()
-            .filter(|(_, runs)| *runs)
-            .map(|(at, _)| (at, self.at(at)))
-    }
-
-    /// Waits until one server leads with a quorum, and returns its place.
-    pub(super) async fn leader(&self) -> usize {
-        self.leader_but(usize::MAX).await
-    }
-
-    /// The same, other than the one at `but`.
-    pub(super) async fn leader_but(&self, but: usize) -> usize {
-        let waiting = async {
-            loop {
-                for (at, consensus) in self.running() {
-                    let leads = at != but && consensus.is_leader();
-                    if leads && consensus.read_index(Consistency::Default).await.is_ok() {
-                        return at;
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), waiting)
-            .await
-            .expect("no leader within a minute")
-    }
-
-    /// Writes a key as a client does that asks one server after the other. True: acknowledged; false:
-    /// the outcome is unknown.
-    pub(super) async fn write(&self, key: &str) -> bool {
-        let writing = async {
-            loop {
-                for (_, consensus) in self.running() {
-                    match consensus.propose(&set(key, "v")).await {
-                        Ok(outcome) => {
-                            assert_eq!(outcome, Outcome::Applied(true));
-                            return true;
-                        }
-                        Err(ProposeError::OutcomeUnknown) => return false,
-                        Err(_) => {}
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(120), writing)
-            .await
-            .unwrap_or(false)
-    }
-
-    /// Waits until every running server has a vote. Those that were away for so long that they were taken out ask to be
-    /// let in again, as real ones do.
-    async fn complete(&self) {
-        let complete = async {
-            loop {
-                let leader = self.at(self.leader().await);
-                let members = leader.members();
-                let running = self.running().map(|(at, _)| &self.machines[at]);
-                let missing: Vec<_> = running
-                    .filter(|machine| !members.iter().any(|m| m.id == machine.id && m.voter))
-                    .collect();
-                if missing.is_empty() {
-                    return;
-                }
-                for machine in missing {
-                    // Somebody else may lead by now.
-                    let _ = leader.admit(machine.id, machine.server.clone()).await;
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(120), complete)
-            .await
-            .expect("every running server has a vote");
-    }
-
-    /// Waits until every running server has applied what the leader has committed; then all of them hold
-    /// the same state, byte for byte, and all of `keys`.
-    pub(super) async fn agree_on(&self, keys: &[String]) {
-        self.complete().await;
-        let leader = self.leader().await;
-        assert!(self.write("the end").await);
-        let index = self.at(leader).registry().view().log_index();
-        let mut hashes = BTreeSet::new();
-        for (at, consensus) in self.running() {
-            let caught_up = consensus.wait_applied(index);
-            tokio::time::timeout(Duration::from_secs(60), caught_up)
-                .await
-                .unwrap_or_else(|_| panic!("server {at} does not catch up"))
-                .unwrap();
-            let view = consensus.registry().view();
-            for key in keys {
-                assert!(view.kv(key).is_some(), "server {at} has lost {key}");
-            }
-            assert_eq!(view.log_index(), index, "nothing else was written");
-            hashes.insert(view.hash().unwrap());
-        }
-        assert_eq!(hashes.len(), 1, "the servers differ");
+        let (from, vote) = (route.envelope.from, request.vote);
+        let serve =
+            move |host: Host| async move { host.consensus.receive_hand_over(from, request).await };
+        Box::pin(self.net.deliver(route, "hand over", vote, serve))
     }
 }
