@@ -17,6 +17,11 @@ use rustix::{
     process::Signal,
 };
 use serde_json::{Value, json};
+use tonic::{Streaming, transport::Channel};
+use wharf_proto::v1::{
+    KeyValueTarget, WatchRequest, WatchResponse, registry_client::RegistryClient,
+    watch_request::Target,
+};
 use wharf_tests::{
     Agent, Backend, Chance, Http, Process, SOON, eventually, free_port, in_network, missing, run,
 };
@@ -385,6 +390,20 @@ fn connect_narrow(to: SocketAddr) -> TcpStream {
     socket.into()
 }
 
+/// A watch of all the large keys through an agent, which is not read yet.
+async fn watch_all(agent: &Server) -> Streaming<WatchResponse> {
+    let url = format!("http://{}:{}", agent.http.address.ip(), agent.ports().grpc);
+    let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
+    let request = WatchRequest {
+        target: Some(Target::KeyValue(KeyValueTarget {
+            prefix: "large/".into(),
+        })),
+        resume_index: 0,
+    };
+    let mut client = RegistryClient::new(channel);
+    client.watch(request).await.unwrap().into_inner()
+}
+
 #[test]
 fn an_answer_that_nobody_reads_holds_up_nothing_else() {
     let site = Site::new(&[NO_PLATFORM]);
@@ -404,6 +423,11 @@ fn an_answer_that_nobody_reads_holds_up_nothing_else() {
     let mut first = [0; 12];
     reader.read_exact(&mut first).unwrap();
     assert_eq!(&first, b"HTTP/1.1 200");
+    // That alone may leave some of a connection's window to others; with watches that nobody reads there is nothing left.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let unread: Vec<_> = (0..4)
+        .map(|_| runtime.block_on(watch_all(&agent)))
+        .collect();
     // Longer than a server may be silent.
     let until = Instant::now() + Duration::from_secs(6);
     while Instant::now() < until {
@@ -416,6 +440,7 @@ fn an_answer_that_nobody_reads_holds_up_nothing_else() {
             .text()
             .contains("session with a server is over")
     );
+    drop(unread);
     // It is all there for who reads it after all.
     let mut rest = Vec::new();
     reader
