@@ -15,8 +15,13 @@ use super::{
 use crate::servers::{Complaints, lookup};
 
 /// Pauses between two rounds over all servers, none of which takes this agent.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long to wait for the welcome of a server that took the connection: while every server that is stopped is tried,
+/// the lease runs. When nobody welcomes, all may be slow, and each round waits twice as long.
+pub(crate) const FIRST_WELCOME: Duration = Duration::from_secs(2);
+pub(crate) const LAST_WELCOME: Duration = Duration::from_secs(12);
 
 /// Keeps a session, with one server after the other.
 pub(super) struct Connector {
@@ -57,14 +62,15 @@ impl Connector {
 
     async fn keep_session(&mut self) {
         let mut pause = FIRST_PAUSE;
+        let mut welcome_within = FIRST_WELCOME;
         // The server that was left last: tried again after all others.
         let mut left = None;
         loop {
             for address in self.candidates(left.take()).await {
-                let Some(end) = self.session_with(&address).await else {
+                let Some(end) = self.session_with(&address, welcome_within).await else {
                     continue;
                 };
-                pause = FIRST_PAUSE;
+                (pause, welcome_within) = (FIRST_PAUSE, FIRST_WELCOME);
                 match end {
                     End::Lost(reason) => {
                         tracing::info!(address, reason, "the session with a server is over");
@@ -81,13 +87,14 @@ impl Connector {
                 // Not all agents at the same moment.
                 sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
                 pause = (pause * 2).min(LAST_PAUSE);
+                welcome_within = (welcome_within * 2).min(LAST_WELCOME);
             }
         }
     }
 
     /// One session from beginning to end; `None` where there was none.
-    async fn session_with(&mut self, address: &str) -> Option<End> {
-        match Session::open(self, address).await {
+    async fn session_with(&mut self, address: &str, welcome_within: Duration) -> Option<End> {
+        match Session::open(self, address, welcome_within).await {
             Ok(session) => {
                 let end = session.run(self).await;
                 self.shared.link.send_replace(None);

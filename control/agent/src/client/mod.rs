@@ -62,6 +62,15 @@ use crate::{
 
 pub(crate) use names::Names;
 
+/// How long an agent waits for what, for those who play it.
+#[cfg(test)]
+pub(crate) mod patience {
+    pub(crate) use super::{
+        connect::{FIRST_PAUSE, FIRST_WELCOME, LAST_PAUSE, LAST_WELCOME},
+        session::{BEAT as AGENT_BEAT, LEADERLESS, MOVE_WITHIN, SILENCE as AGENT_SILENCE},
+    };
+}
+
 /// Questions to the session that wait at once.
 const WAITING: usize = 1024;
 /// Places of servers that are remembered.

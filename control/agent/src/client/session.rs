@@ -25,19 +25,18 @@ use crate::{
 
 /// From the first attempt to connect to the server's welcome.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-const WELCOME_WITHIN: Duration = Duration::from_secs(12);
 /// How often this agent says that it is there.
-const BEAT: Duration = Duration::from_secs(2);
+pub(crate) const BEAT: Duration = Duration::from_secs(2);
 /// How long a server may be silent, which says something every second.
-const SILENCE: Duration = Duration::from_secs(4);
+pub(crate) const SILENCE: Duration = Duration::from_secs(4);
 /// How long a server may have no leader while there are others.
-const LEADERLESS: Duration = Duration::from_secs(2);
+pub(crate) const LEADERLESS: Duration = Duration::from_secs(2);
 /// How often a session moves to another server on average, so that all have their share of the agents.
 const REBALANCE: Duration = Duration::from_secs(120);
 /// How often it is looked which topics nobody needs any more.
 const EXPIRE: Duration = Duration::from_secs(30);
 /// How long the server is told to wait for the next session, when this agent goes to another server.
-const MOVE_WITHIN: Duration = Duration::from_secs(12);
+pub(crate) const MOVE_WITHIN: Duration = Duration::from_secs(12);
 /// What of an answer may be on its way before it is read, and of all answers.
 const CALL_WINDOW: u32 = 1 << 20;
 const CALLS_WINDOW: u32 = 64 << 20;
@@ -77,10 +76,11 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Greets the server at `address`.
+    /// Greets the server at `address`, and waits for its welcome.
     pub(super) async fn open(
         connector: &mut Connector,
         address: &str,
+        welcome_within: Duration,
     ) -> Result<Session, NoSession> {
         let away = |reason: String| NoSession {
             reason,
@@ -118,7 +118,7 @@ impl Session {
             let first = incoming.message().await?;
             Ok::<_, Status>((incoming, first))
         };
-        let welcomed = timeout(WELCOME_WITHIN, welcoming).await;
+        let welcomed = timeout(welcome_within, welcoming).await;
         let (incoming, first) = welcomed
             .map_err(|_| away("it does not answer".to_owned()))?
             .map_err(|status| no_session(&status))?;

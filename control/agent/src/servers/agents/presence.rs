@@ -134,6 +134,29 @@ impl Presence {
         sightings.collect()
     }
 
+    /// On the leader, once a second, so much later than planned: what the catalog should say of these nodes, and does not.
+    /// With it, how many it may have to say more of.
+    fn judge(
+        &self,
+        now: Instant,
+        late: Duration,
+        nodes: &[(Uuid, bool)],
+    ) -> (Vec<(Uuid, Verdict)>, usize) {
+        let heard = self.sightings(now, false);
+        let mut roll = lock(&self.roll);
+        let roll = roll.get_or_insert_with(|| Roll::new(now));
+        if late >= LATE {
+            roll.stood_still(late);
+        }
+        roll.report(now, &heard);
+        (roll.judge(now, nodes), roll.held_back())
+    }
+
+    /// This server does not lead, or not any more.
+    fn follows(&self) {
+        lock(&self.roll).take();
+    }
+
     /// What another server tells; false where this one does not lead.
     pub(crate) fn report(&self, sightings: &[Sighting]) -> bool {
         match lock(&self.roll).as_mut() {
@@ -172,33 +195,24 @@ pub(crate) async fn watch_over_agents(
         last_tick = now;
         metrics::gauge!("wharf_agent_sessions").set(presence.open_sessions() as f64);
         if !consensus.is_leader() {
-            lock(&presence.roll).take();
+            presence.follows();
             tell(&presence, &consensus, &peers, false).await;
             continue;
         }
         let view = cluster.registry().view();
         let agents = agents(&view);
-        let verdicts = {
-            let mut roll = lock(&presence.roll);
-            let roll = roll.get_or_insert_with(|| Roll::new(now));
-            if late >= LATE {
-                roll.stood_still(late);
-            }
-            roll.report(now, &presence.sightings(now, false));
-            let ids: Vec<_> = agents
-                .iter()
-                .map(|agent| (agent.id, agent.passing))
-                .collect();
-            let verdicts = roll.judge(now, &ids);
-            if roll.held_back() > 0 && !verdicts.is_empty() {
-                tracing::warn!(
-                    lost = verdicts.len(),
-                    held_back = roll.held_back(),
-                    "many agents are silent at once: only some of them are given up within {LEASE:?}"
-                );
-            }
-            verdicts
-        };
+        let nodes: Vec<_> = agents
+            .iter()
+            .map(|agent| (agent.id, agent.passing))
+            .collect();
+        let (verdicts, held_back) = presence.judge(now, late, &nodes);
+        if held_back > 0 && !verdicts.is_empty() {
+            tracing::warn!(
+                lost = verdicts.len(),
+                held_back,
+                "many agents are silent at once: only some of them are given up within {LEASE:?}"
+            );
+        }
         let mut commands = Vec::new();
         for (id, verdict) in verdicts {
             let Some(agent) = agents.iter().find(|agent| agent.id == id) else {
@@ -315,3 +329,6 @@ pub(crate) fn read_sighting(sighting: &proto::Sighting) -> Result<Sighting, wire
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod simulation;

@@ -159,6 +159,11 @@ impl Roll {
         verdicts
     }
 
+    #[cfg(test)]
+    pub(super) fn release_brake(&mut self) {
+        self.lost.clear();
+    }
+
     /// How many nodes the brake held back the last time.
     pub(super) fn held_back(&self) -> usize {
         self.held_back
