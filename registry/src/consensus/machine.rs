@@ -64,11 +64,12 @@ pub(super) struct Snapshots {
 
 /// When to take a snapshot: as soon as the log has grown by this much since the last one. The log
 /// keeps what came after the snapshot before the newest: between one and two times this much, which
-/// also serves followers that were away shortly.
+/// also serves followers that were away shortly; and at least the last `trailing` entries behind the newest.
 #[derive(Clone, Copy, Debug)]
 pub struct SnapshotPolicy {
     pub entries: u64,
     pub bytes: u64,
+    pub trailing: u64,
 }
 
 impl Default for SnapshotPolicy {
@@ -76,6 +77,7 @@ impl Default for SnapshotPolicy {
         SnapshotPolicy {
             entries: 50_000,
             bytes: 128 << 20,
+            trailing: 0,
         }
     }
 }
@@ -100,6 +102,14 @@ impl Snapshots {
         if entries >= self.policy.entries || bytes >= self.policy.bytes {
             self.due.notify_one();
         }
+    }
+
+    /// Up to where the log can go; `None`: it is needed whole.
+    pub(super) fn purgeable(&self) -> Option<u64> {
+        let unneeded = self.store.log_needed_after()?.index;
+        let newest = self.store.current()?.meta().last?.index;
+        let trailing = newest.checked_sub(self.policy.trailing)?;
+        Some(unneeded.min(trailing))
     }
 
     fn taken(&self) {

@@ -97,8 +97,8 @@ impl Supervisor {
 
     /// Shortens the log after a snapshot.
     async fn purge(&self) -> Result<(), Fatal<TypeConfig>> {
-        match self.snapshots.store.log_needed_after() {
-            Some(id) => self.raft.trigger().purge_log(id.index).await,
+        match self.snapshots.purgeable() {
+            Some(up_to) => self.raft.trigger().purge_log(up_to).await,
             None => Ok(()),
         }
     }

@@ -22,6 +22,8 @@ const DEFAULT_MULTIPLIER: f64 = 5.0;
 /// Consul's default of `raft_snapshot_threshold`. Where nobody chose another, ours holds: it keeps enough of
 /// the log for a server that was away for a minute under load.
 const CONSUL_SNAPSHOT_THRESHOLD: u64 = 16_384;
+/// Consul's default of `raft_trailing_logs`, which is less than that.
+const CONSUL_TRAILING_LOGS: u64 = 10_240;
 
 /// How long a server tries to leave, and how often it asks.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
@@ -53,6 +55,9 @@ pub(super) fn consensus_config(
     let mut snapshots = SnapshotPolicy::default();
     if config.raft.snapshot_threshold != CONSUL_SNAPSHOT_THRESHOLD {
         snapshots.entries = config.raft.snapshot_threshold.max(1);
+    }
+    if config.raft.trailing_logs != CONSUL_TRAILING_LOGS {
+        snapshots.trailing = config.raft.trailing_logs;
     }
     ConsensusConfig {
         data_dir: config.data_dir.clone(),

@@ -138,6 +138,29 @@ async fn a_restart_from_a_snapshot_and_the_rest_of_the_log() {
 }
 
 #[tokio::test]
+async fn the_last_entries_stay_behind_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let consensus = led(ConsensusConfig {
+        snapshots: SnapshotPolicy {
+            entries: 100,
+            trailing: 250,
+            ..SnapshotPolicy::default()
+        },
+        ..on_disk(&dir)
+    })
+    .await;
+    for round in 0..5 {
+        set_all(&consensus, round * 120..(round + 1) * 120).await;
+        snapshot_after(&consensus, u64::from(round * 120)).await;
+    }
+    purged_after(&consensus, 0).await;
+    let index = |name: &str| -> u64 { stat(&consensus, name).parse().unwrap() };
+    let purged = index("last_purged_index");
+    assert!(purged > 0 && purged + 250 <= index("last_snapshot_index"));
+    consensus.shutdown().await;
+}
+
+#[tokio::test]
 async fn one_server_to_a_data_directory() {
     let dir = tempfile::tempdir().unwrap();
     let first = led(on_disk(&dir)).await;
