@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rand::seq::SliceRandom as _;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use wharf_registry::Mirror;
@@ -22,6 +25,39 @@ pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// the lease runs. When nobody welcomes, all may be slow, and each round waits twice as long.
 pub(crate) const FIRST_WELCOME: Duration = Duration::from_secs(2);
 pub(crate) const LAST_WELCOME: Duration = Duration::from_secs(12);
+
+/// For how long a server that was of no use is tried after all others.
+const AVOIDED_FOR: Duration = Duration::from_secs(30);
+
+/// The servers that were left or tried in vain lately, the last one at the end: so each that is of no use costs its time
+/// once. Those that are cut off from the others together take everybody in, and whoever avoids only the last one goes back
+/// and forth between them until its lease is over.
+#[derive(Debug)]
+pub(crate) struct Left<S>(Vec<(S, Instant)>);
+
+impl<S> Default for Left<S> {
+    fn default() -> Left<S> {
+        Left(Vec::new())
+    }
+}
+
+impl<S: PartialEq> Left<S> {
+    pub(crate) fn add(&mut self, server: S, now: Instant) {
+        self.0.retain(|(other, _)| *other != server);
+        self.0.push((server, now));
+    }
+
+    /// Puts them behind all others, the one that was left first before the rest of them.
+    pub(crate) fn put_last(&mut self, now: Instant, servers: &mut Vec<S>) {
+        self.0.retain(|(_, at)| now < *at + AVOIDED_FOR);
+        for (left, _) in &self.0 {
+            if let Some(at) = servers.iter().position(|server| server == left) {
+                let left = servers.remove(at);
+                servers.push(left);
+            }
+        }
+    }
+}
 
 /// Keeps a session, with one server after the other.
 pub(super) struct Connector {
@@ -63,11 +99,15 @@ impl Connector {
     async fn keep_session(&mut self) {
         let mut pause = FIRST_PAUSE;
         let mut welcome_within = FIRST_WELCOME;
-        // The server that was left last: tried again after all others.
-        let mut left = None;
+        let mut left = Left::default();
+        let mut just_left = false;
         loop {
-            for address in self.candidates(left.take()).await {
+            let mut candidates = self.candidates(!just_left).await;
+            left.put_last(Instant::now(), &mut candidates);
+            just_left = false;
+            for address in candidates {
                 let Some(end) = self.session_with(&address, welcome_within).await else {
+                    left.add(address, Instant::now());
                     continue;
                 };
                 (pause, welcome_within) = (FIRST_PAUSE, FIRST_WELCOME);
@@ -80,10 +120,11 @@ impl Connector {
                     }
                     End::Over => std::future::pending().await,
                 }
-                left = Some(address);
+                left.add(address, Instant::now());
+                just_left = true;
                 break;
             }
-            if left.is_none() {
+            if !just_left {
                 // Not all agents at the same moment.
                 sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
                 pause = (pause * 2).min(LAST_PAUSE);
@@ -118,8 +159,9 @@ impl Connector {
         }
     }
 
-    /// Where to try, in an order of its own for every agent and every time.
-    async fn candidates(&self, left: Option<String>) -> Vec<String> {
+    /// Where to try, in an order of its own for every agent and every time; `everywhere`: also where there may be servers
+    /// that are not known.
+    async fn candidates(&self, everywhere: bool) -> Vec<String> {
         let known: BTreeSet<String> = {
             let servers = self.shared.servers.borrow();
             let members = servers.members.iter();
@@ -129,7 +171,7 @@ impl Connector {
         first.shuffle(&mut rand::rng());
         // Names may take long to look up, or for ever: they are the last resort once servers are known.
         let mut rest = Vec::new();
-        if first.is_empty() || left.is_none() {
+        if first.is_empty() || everywhere {
             let places = self.shared.places().clone();
             let places = lookup(&places, self.shared.default_port, &self.complaints).await;
             rest = places
@@ -144,10 +186,29 @@ impl Connector {
             rest.append(&mut before);
         }
         first.extend(rest);
-        if let Some(left) = left {
-            first.retain(|address| *address != left);
-            first.push(left);
-        }
         first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_left_lately_is_tried_last_and_the_last_one_after_all_others() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut left = Left::default();
+        for (server, at) in [(4, 0), (5, 20), (4, 22)] {
+            left.add(server, now + at * second);
+        }
+        let order = |left: &mut Left<u32>, at: u32| {
+            let mut servers = vec![5, 1, 4, 2];
+            left.put_last(now + at * second, &mut servers);
+            servers
+        };
+        assert_eq!(order(&mut left, 24), [1, 2, 5, 4]);
+        assert_eq!(order(&mut left, 51), [5, 1, 2, 4]);
+        assert_eq!(order(&mut left, 60), [5, 1, 4, 2]);
     }
 }

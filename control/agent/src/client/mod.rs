@@ -62,11 +62,11 @@ use crate::{
 
 pub(crate) use names::Names;
 
-/// How long an agent waits for what, for those who play it.
+/// How long an agent waits for what, and whom it avoids, for those who play it.
 #[cfg(test)]
 pub(crate) mod patience {
     pub(crate) use super::{
-        connect::{FIRST_PAUSE, FIRST_WELCOME, LAST_PAUSE, LAST_WELCOME},
+        connect::{FIRST_PAUSE, FIRST_WELCOME, LAST_PAUSE, LAST_WELCOME, Left},
         session::{BEAT as AGENT_BEAT, LEADERLESS, MOVE_WITHIN, SILENCE as AGENT_SILENCE},
     };
 }

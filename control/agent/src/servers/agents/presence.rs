@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     sync::Notify,
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, MissedTickBehavior, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -37,6 +37,7 @@ const LATE: Duration = Duration::from_secs(1);
 const RETOLD: Duration = Duration::from_secs(5);
 /// Many agents may come at once, to a server that has just started.
 const GATHER: Duration = Duration::from_millis(20);
+const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
 const REPORT_WITHIN: Duration = Duration::from_secs(1);
 
 /// The sessions of this server's agents, and on the leader what all servers tell of theirs.
@@ -146,7 +147,7 @@ impl Presence {
         let mut roll = lock(&self.roll);
         let roll = roll.get_or_insert_with(|| Roll::new(now));
         if late >= LATE {
-            roll.stood_still(late);
+            roll.stood_still(now, late);
         }
         roll.report(now, &heard);
         (roll.judge(now, nodes), roll.held_back())
@@ -229,9 +230,17 @@ pub(crate) async fn watch_over_agents(
         drop(agents);
         drop(view);
         for command in commands {
-            if let Err(error) = cluster.write(command).await {
-                tracing::debug!(%error, "the catalog does not say which agents are there yet");
-            }
+            // Not by way of another server: what a former leader makes of it is not what the present one would.
+            let written = timeout(WRITTEN_WITHIN, consensus.propose(&command)).await;
+            let reason = match written {
+                Ok(Ok(_)) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no majority takes it".to_owned(),
+            };
+            tracing::debug!(
+                reason,
+                "the catalog does not say which agents are there yet"
+            );
         }
     }
 }
@@ -257,7 +266,7 @@ async fn tell(presence: &Presence, consensus: &Consensus, peers: &Peers, only_ne
         return;
     };
     let report = client.report(enveloped(&envelope, request));
-    match tokio::time::timeout(REPORT_WITHIN, report).await {
+    match timeout(REPORT_WITHIN, report).await {
         Ok(Ok(_)) => {}
         Ok(Err(status)) => {
             tracing::debug!(%status, "the leader does not hear of this server's agents")

@@ -45,6 +45,8 @@ pub(super) enum Verdict {
 
 #[derive(Debug)]
 struct Session {
+    /// When it was heard of first, if that was not its end.
+    began: Option<Instant>,
     last: Instant,
     ended: Option<Duration>,
 }
@@ -79,6 +81,7 @@ impl Roll {
             let at = now.checked_sub(sighting.age).unwrap_or(self.since);
             let sessions = self.nodes.entry(sighting.node).or_default();
             let session = sessions.entry(sighting.session).or_insert(Session {
+                began: sighting.ended.is_none().then_some(at),
                 last: at,
                 ended: None,
             });
@@ -89,18 +92,28 @@ impl Roll {
         }
     }
 
-    /// This server stood still for so long: what it did not hear meanwhile is nobody else's fault.
-    pub(super) fn stood_still(&mut self, duration: Duration) {
-        self.since += duration;
+    /// This server stood still for so long until now: what it did not hear meanwhile is nobody else's fault. What it has
+    /// heard since is as new as it is.
+    pub(super) fn stood_still(&mut self, now: Instant, duration: Duration) {
+        let moved = |at: Instant| (at + duration).min(now.max(at));
+        self.since = moved(self.since);
         for session in self.nodes.values_mut().flat_map(HashMap::values_mut) {
-            session.last += duration;
+            session.began = session.began.map(moved);
+            session.last = moved(session.last);
         }
+    }
+
+    /// The sessions of a node that say something of it. Nobody tells that one is over whose server died; but an agent
+    /// has one at a time.
+    fn sessions(&self, node: Uuid) -> impl Iterator<Item = &Session> {
+        let sessions = self.nodes.get(&node).into_iter().flat_map(HashMap::values);
+        let newest = sessions.clone().filter_map(|session| session.began).max();
+        sessions.filter(move |session| session.ended.is_some() || newest <= Some(session.last))
     }
 
     /// Until when the node counts as alive by what is known.
     fn alive_until(&self, node: Uuid) -> Instant {
-        let sessions = self.nodes.get(&node).into_iter().flat_map(HashMap::values);
-        // One of a server that died never ends: it says no more than that the agent was there.
+        let sessions = self.sessions(node);
         let until = sessions
             .map(|session| match session.ended {
                 None => session.last + LEASE,
@@ -115,7 +128,7 @@ impl Roll {
 
     /// Whether a session of the node is open and within its lease.
     fn is_heard(&self, now: Instant, node: Uuid) -> bool {
-        let sessions = self.nodes.get(&node).into_iter().flat_map(HashMap::values);
+        let sessions = self.sessions(node);
         let mut open = sessions.filter(|session| session.ended.is_none());
         open.any(|session| now < session.last + LEASE)
     }
@@ -230,6 +243,15 @@ mod tests {
         roll.report(broke, &[ended(1, 3, Duration::ZERO, Duration::ZERO)]);
         let lost = [(id(1), Verdict::Lost)];
         assert_eq!(roll.judge(broke + GONE_AFTER, &[(id(1), true)]), lost);
+        // And no more time than that, though the lease of the first one has not run out.
+        let (mut roll, now) = settled();
+        roll.report(now, &[heard(1, 1, Duration::ZERO)]);
+        roll.report(now + SECOND, &[heard(1, 2, Duration::ZERO)]);
+        let broke = now + 2 * SECOND;
+        roll.report(broke, &[ended(1, 2, Duration::ZERO, Duration::ZERO)]);
+        assert_eq!(roll.judge(broke + SECOND, &[(id(1), true)]), []);
+        assert_eq!(roll.judge(broke + GONE_AFTER, &[(id(1), true)]), lost);
+        assert_eq!(roll.judge(broke + 3 * SECOND, &[(id(1), false)]), []);
     }
 
     #[tokio::test]
@@ -286,9 +308,26 @@ mod tests {
     async fn a_leader_that_stood_still_blames_nobody() {
         let (mut roll, now) = settled();
         roll.report(now, &[heard(1, 1, Duration::ZERO)]);
-        roll.stood_still(30 * SECOND);
+        roll.stood_still(now + 30 * SECOND, 30 * SECOND);
         assert_eq!(roll.judge(now + 31 * SECOND, &[(id(1), true)]), []);
         assert_eq!(roll.judge(now + 42 * SECOND, &[(id(1), true)]).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_heard_after_standing_still_is_no_newer_for_it() {
+        let (mut roll, now) = settled();
+        let woke = now + 30 * SECOND;
+        roll.report(woke, &[heard(1, 1, Duration::ZERO)]);
+        roll.stood_still(woke, 30 * SECOND);
+        roll.report(
+            woke + SECOND,
+            &[ended(1, 1, Duration::ZERO, Duration::ZERO)],
+        );
+        assert_eq!(roll.judge(woke + 3 * SECOND, &[(id(1), true)]).len(), 1);
+        // Nor does one lead for longer without a verdict that woke up as the leader.
+        let mut roll = Roll::new(woke);
+        roll.stood_still(woke, 30 * SECOND);
+        assert_eq!(roll.judge(woke + LEASE, &[(id(1), true)]).len(), 1);
     }
 
     #[tokio::test]

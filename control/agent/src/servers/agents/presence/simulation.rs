@@ -18,7 +18,7 @@ use proptest::prelude::Rng as _;
 use super::{super::roll::GONE_AFTER, *};
 use crate::client::patience::{
     AGENT_BEAT, AGENT_SILENCE, FIRST_PAUSE, FIRST_WELCOME, LAST_PAUSE, LAST_WELCOME, LEADERLESS,
-    MOVE_WITHIN,
+    Left, MOVE_WITHIN,
 };
 
 /// How many histories a test run plays.
@@ -43,8 +43,8 @@ const ELECTION: Duration = Duration::from_secs(3);
 /// A mistake that has to be noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Break {
-    /// A leader does not notice that it stood still.
-    PauseUnnoticed,
+    /// A leader does not notice that it stood still, and what it makes of that is passed on to the present one.
+    FormerLeaderJudges,
     /// A new leader takes over without waiting to hear of everybody.
     RollInherited,
     /// Agents wait for one server as long as their lease lasts.
@@ -111,7 +111,7 @@ struct Agent {
     state: State,
     /// Where to try next.
     candidates: Vec<usize>,
-    left: Option<usize>,
+    left: Left<usize>,
     pause: Duration,
     welcome: Duration,
     /// What has arrived of the current session.
@@ -188,7 +188,7 @@ impl World {
                 condition: Condition::Runs,
                 state: State::Idle(now),
                 candidates: Vec::new(),
-                left: None,
+                left: Left::default(),
                 pause: FIRST_PAUSE,
                 welcome: FIRST_WELCOME,
                 welcomed: false,
@@ -385,7 +385,12 @@ async fn history(seed: u64, broken: Option<Break>) -> usize {
     world.end_agent(0);
     let soon = GONE_AFTER + 2 * TICK + REPORT_WITHIN;
     pass(&mut world, killed + soon).await;
-    assert_eq!(world.passing[0], Some(false), "killed {soon:?} ago");
+    assert_eq!(
+        world.passing[0],
+        Some(false),
+        "killed {soon:?} ago, after\n{}",
+        world.story()
+    );
     let rest = &world.passing[1..];
     assert!(
         rest.iter().all(|passing| *passing == Some(true)),
@@ -445,7 +450,7 @@ fn who_is_alive_is_not_taken_for_dead_and_who_is_dead_is() {
 #[test]
 fn what_is_broken_on_purpose_is_found() {
     let all = [
-        Break::PauseUnnoticed,
+        Break::FormerLeaderJudges,
         Break::RollInherited,
         Break::PatientAgents,
         Break::NoBrake,

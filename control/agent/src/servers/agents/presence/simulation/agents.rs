@@ -67,7 +67,7 @@ impl World {
                     };
                     self.send(at, server, message);
                     self.happened(format!("agent {at} leaves server {server}, lost: {lost}"));
-                    self.agents[at].left = Some(server);
+                    self.agents[at].left.add(server, now);
                     self.connect(at, now);
                     return;
                 }
@@ -85,18 +85,18 @@ impl World {
 
     /// Tries the next server.
     pub(super) fn connect(&mut self, at: usize, now: Instant) {
+        if let State::Connecting { server, .. } = self.agents[at].state {
+            self.agents[at].left.add(server, now);
+        }
         if self.agents[at].candidates.is_empty() {
-            let left = self.agents[at].left.take();
             let again = matches!(self.agents[at].state, State::Connecting { .. });
             let mut all: Vec<usize> = (0..self.servers.len()).collect();
             for last in (1..all.len()).rev() {
                 let other = self.below(last + 1);
                 all.swap(last, other);
             }
-            if let Some(left) = left {
-                all.retain(|server| *server != left);
-                all.insert(0, left);
-            }
+            self.agents[at].left.put_last(now, &mut all);
+            all.reverse();
             self.agents[at].candidates = all;
             if again {
                 let pause = self.agents[at].pause;

@@ -124,7 +124,7 @@ impl World {
     pub(super) fn tick(&mut self, at: usize, now: Instant) {
         let mut late = (now - self.servers[at].last_tick).saturating_sub(TICK);
         self.servers[at].last_tick = now;
-        if self.broken == Some(Break::PauseUnnoticed) {
+        if self.broken == Some(Break::FormerLeaderJudges) {
             late = Duration::ZERO;
         }
         if !self.servers[at].believes_to_lead {
@@ -148,8 +148,11 @@ impl World {
         let (verdicts, _) = presence.judge(now, late, &nodes);
         for (id, verdict) in verdicts {
             let agent = id.as_u128() as usize - 1;
-            // A former leader's command is passed on to the present one.
-            if self.reaches_leader(at) {
+            let lands = match self.broken {
+                Some(Break::FormerLeaderJudges) => self.reaches_leader(at),
+                _ => self.leader == Some(at) && self.has_majority(at),
+            };
+            if lands {
                 self.verdicts += 1;
                 self.happened(format!("server {at} says of agent {agent}: {verdict:?}"));
                 self.say(agent, verdict, now);
