@@ -199,7 +199,7 @@ pub(crate) mod testing {
         registry: Registry,
         /// When set, every proposal fails with it.
         pub(crate) failure: Mutex<Option<ClusterError>>,
-        /// Comes right after the next proposal, before its proposer hears of it: somebody else is fast.
+        /// Comes right after the next change of the platform, before its proposer hears of it: somebody else is fast.
         pub(crate) follow_up: Mutex<Option<Command>>,
     }
 
@@ -232,6 +232,8 @@ pub(crate) mod testing {
                 if let Some(failure) = self.failure.lock().unwrap().clone() {
                     return Err(failure);
                 }
+                // What the agent has to say of its own node may come at any time.
+                let is_awaited = matches!(command, Command::Platform(_));
                 let mut replica = self.replica.lock().unwrap();
                 let index = replica.last_applied() + 1;
                 let entry = Committed {
@@ -239,7 +241,8 @@ pub(crate) mod testing {
                     command: Some(command.encode()),
                 };
                 let outcome = replica.apply(&[entry]).unwrap().remove(0);
-                if let Some(next) = self.follow_up.lock().unwrap().take() {
+                let follow_up = is_awaited.then(|| self.follow_up.lock().unwrap().take());
+                if let Some(next) = follow_up.flatten() {
                     let entry = Committed {
                         index: index + 1,
                         command: Some(next.encode()),
