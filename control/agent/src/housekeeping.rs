@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wharf_registry::{
     Command, View,
@@ -21,17 +21,34 @@ const TOMBSTONE_TTL: Duration = Duration::from_secs(15 * 60);
 /// How exactly.
 const GRANULARITY: Duration = Duration::from_secs(30);
 
+/// Now, and again and again until it is over.
+struct Rounds {
+    ticks: Interval,
+    stop: CancellationToken,
+}
+
+impl Rounds {
+    fn until(stop: CancellationToken) -> Rounds {
+        let mut ticks = tokio::time::interval(GRANULARITY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Rounds { ticks, stop }
+    }
+
+    /// False: it is over.
+    async fn next(&mut self) -> bool {
+        tokio::select! {
+            _ = self.ticks.tick() => true,
+            () = self.stop.cancelled() => false,
+        }
+    }
+}
+
 /// Forgets deletions of keys once they are old. The state machine has no clock: this remembers which
 /// index was reached when.
 pub(crate) async fn reap_tombstones(cluster: Arc<dyn Cluster>, stop: CancellationToken) {
     let mut reached: VecDeque<(Instant, u64)> = VecDeque::new();
-    let mut ticks = tokio::time::interval(GRANULARITY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.cancelled() => return,
-        }
+    let mut rounds = Rounds::until(stop);
+    while rounds.next().await {
         let now = Instant::now();
         let view = cluster.registry().view();
         reached.push_back((now, view.indexes().kv));
@@ -57,13 +74,8 @@ const RESTORE_TTL: Duration = Duration::from_secs(10 * 60);
 
 /// Forgets restores that nobody finishes.
 pub(crate) async fn abandon_restores(cluster: Arc<dyn Cluster>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(GRANULARITY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.cancelled() => return,
-        }
+    let mut rounds = Rounds::until(stop);
+    while rounds.next().await {
         let view = cluster.registry().view();
         let Some(restoring) = view.restoring() else {
             continue;
@@ -100,13 +112,8 @@ pub(crate) async fn reap_dead_nodes(
     stop: CancellationToken,
 ) {
     let mut since: HashMap<Str, Instant> = HashMap::new();
-    let mut ticks = tokio::time::interval(GRANULARITY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.cancelled() => return,
-        }
+    let mut rounds = Rounds::until(stop);
+    while rounds.next().await {
         let now = Instant::now();
         let view = cluster.registry().view();
         let before = std::mem::take(&mut since);

@@ -3,12 +3,13 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::local::replace_file;
 
 /// In the data directory.
 const FILE: &str = "servers.json";
@@ -57,13 +58,17 @@ impl Remembered {
     }
 
     /// These are the servers now.
-    pub(super) fn keep(&self, servers: impl Iterator<Item = String>) {
+    pub(super) fn keep(&self, servers: Vec<String>) {
         let Some(path) = &self.path else { return };
         let content = Content {
             retry_join: self.retry_join.clone(),
-            servers: servers.collect(),
+            servers,
         };
-        if let Err(error) = write(path, &content) {
+        // Not synced: nothing is lost with it but a shortcut.
+        let written = serde_json::to_vec(&content)
+            .map_err(io::Error::from)
+            .and_then(|content| replace_file(path, &content, false));
+        if let Err(error) = written {
             tracing::warn!(%error, file = FILE, "the servers are not known in the next run");
         }
     }
@@ -79,19 +84,6 @@ fn read(path: &Path) -> io::Result<Content> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Not synced: nothing is lost with it but a shortcut.
-fn write(path: &Path, content: &Content) -> io::Result<()> {
-    let beside = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&beside)?;
-    file.write_all(&serde_json::to_vec(content)?)?;
-    fs::rename(&beside, path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,11 +96,11 @@ mod tests {
         let (remembered, servers) = open(&told);
         assert!(servers.is_empty());
         let addresses = ["10.0.0.1:8300".to_owned(), "10.0.0.2:8300".to_owned()];
-        remembered.keep(addresses.iter().cloned());
+        remembered.keep(addresses.to_vec());
         assert_eq!(open(&told).1, addresses);
         assert!(open(&["two.example".to_owned()]).1.is_empty());
         let (nowhere, servers) = Remembered::open(None, &told);
-        nowhere.keep(addresses.into_iter());
+        nowhere.keep(addresses.to_vec());
         assert!(servers.is_empty());
     }
 
@@ -118,7 +110,7 @@ mod tests {
         fs::write(directory.path().join(FILE), b"{\"RetryJoin\": [], \"Ser").unwrap();
         let (remembered, servers) = Remembered::open(Some(directory.path()), &[]);
         assert!(servers.is_empty());
-        remembered.keep(["10.0.0.1:8300".to_owned()].into_iter());
+        remembered.keep(vec!["10.0.0.1:8300".to_owned()]);
         let (_, servers) = Remembered::open(Some(directory.path()), &[]);
         assert_eq!(servers, ["10.0.0.1:8300"]);
     }

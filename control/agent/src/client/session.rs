@@ -318,7 +318,7 @@ impl Session {
             changed
         });
         if moved {
-            shared.remembered.keep(addresses.into_iter());
+            shared.remembered.keep(addresses);
         }
         Ok(())
     }

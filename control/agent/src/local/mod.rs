@@ -55,6 +55,7 @@ pub use spec::{
 };
 use store::Store;
 pub use store::StoreError;
+pub(crate) use store::replace_file;
 pub(crate) use syncing::Rows;
 use watch::LocalWatches;
 pub use watch::{LocalKey, LocalWatch, content_hash};

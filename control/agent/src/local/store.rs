@@ -139,7 +139,7 @@ impl Store {
             };
             let path = directory.join(file_name(id));
             let done = match content {
-                Some(content) => replace(&path, &content, durable),
+                Some(content) => replace_file(&path, &content, durable),
                 None => remove(&path),
             };
             match done {
@@ -189,8 +189,9 @@ fn file_name(id: &str) -> String {
         })
 }
 
-/// Returns whether anything changed on disk: always, for a file that is written.
-fn replace(path: &Path, content: &[u8], durable: bool) -> io::Result<bool> {
+/// Writes a file, readable for its owner only, in the place of the one that is there. Returns whether anything changed on
+/// disk: always, for a file that is written.
+pub(crate) fn replace_file(path: &Path, content: &[u8], durable: bool) -> io::Result<bool> {
     let beside = path.with_extension("tmp");
     let mut file = OpenOptions::new()
         .write(true)
