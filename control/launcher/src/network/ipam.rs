@@ -1,8 +1,8 @@
 //! Which allocation has which address and ports: kept on disk with atomic renames, so that a restarted agent knows
 //! what the kernel has.
 //!
-//! What it says is of one boot of the machine: interfaces, namespaces and rules do not outlive it, and neither do the
-//! addresses. So nothing is synced: after a crash of the machine the file is void anyway.
+//! What it says is of one boot of the machine and of one network: interfaces, namespaces and rules do not outlive it,
+//! and neither do the addresses. So nothing is synced: after a crash of the machine the file is void anyway.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -22,12 +22,30 @@ const VERSION: u32 = 1;
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Book {
     version: u32,
-    boot: String,
+    #[serde(flatten)]
+    whereabouts: Whereabouts,
     pub(super) bridge: String,
     pub(super) subnet: Subnet,
     /// The address that was given out last.
     last: Option<Ipv4Addr>,
     allocs: BTreeMap<String, Entry>,
+}
+
+/// Where interfaces and rules are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Whereabouts {
+    /// Another text for each boot of the machine.
+    pub(super) boot: String,
+    /// The inode of the network namespace. Wharf 0.1 did not write it, and had one machine-wide: 0 is anywhere.
+    #[serde(default)]
+    pub(super) netns: u64,
+}
+
+impl Whereabouts {
+    fn is(&self, here: &Whereabouts) -> bool {
+        self.boot == here.boot && (self.netns == here.netns || self.netns == 0)
+    }
 }
 
 /// What one allocation has.
@@ -41,10 +59,10 @@ pub(super) struct Entry {
 }
 
 impl Book {
-    pub(super) fn new(boot: &str, bridge: String, subnet: Subnet) -> Book {
+    pub(super) fn new(here: &Whereabouts, bridge: String, subnet: Subnet) -> Book {
         Book {
             version: VERSION,
-            boot: boot.to_owned(),
+            whereabouts: here.clone(),
             bridge,
             subnet,
             last: None,
@@ -136,8 +154,8 @@ impl File {
         }
     }
 
-    /// What this boot of the machine has written. `None` if it has written nothing.
-    pub(super) fn load(&self, boot: &str) -> Result<Option<Book>, NetworkError> {
+    /// What was written here, since the machine was booted. `None` if nothing was.
+    pub(super) fn load(&self, here: &Whereabouts) -> Result<Option<Book>, NetworkError> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -151,7 +169,12 @@ impl File {
                     book.version
                 )),
             )),
-            Ok(book) => Ok(Some(book).filter(|book| book.boot == boot)),
+            Ok(book) => Ok(Some(book)
+                .filter(|book| book.whereabouts.is(here))
+                .map(|book| Book {
+                    whereabouts: here.clone(),
+                    ..book
+                })),
             // A rename is whole unless the machine went down, and then this is not its boot any more.
             Err(error) => {
                 tracing::warn!(path = %self.path.display(), %error, "what was known of the network is unreadable: beginning anew");
@@ -195,8 +218,19 @@ mod tests {
 
     use super::*;
 
+    fn here(boot: &str, netns: u64) -> Whereabouts {
+        Whereabouts {
+            boot: boot.to_owned(),
+            netns,
+        }
+    }
+
     fn book(subnet: &str) -> Book {
-        Book::new("boot", "wharf0".to_owned(), subnet.parse().expect(subnet))
+        Book::new(
+            &here("boot", 1),
+            "wharf0".to_owned(),
+            subnet.parse().expect(subnet),
+        )
     }
 
     #[test]
@@ -239,17 +273,24 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_of_one_boot() {
+    fn the_file_is_of_one_boot_and_one_network() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = File::new(directory.path());
-        assert_eq!(file.load("boot").expect("none"), None);
+        let home = here("boot", 1);
+        assert_eq!(file.load(&home).expect("none"), None);
         let mut written = book("172.26.64.0/24");
         written.assign("a").expect("free");
         file.save(&written).expect("written");
-        assert_eq!(file.load("boot").expect("read"), Some(written));
-        assert_eq!(file.load("another").expect("read"), None);
+        assert_eq!(file.load(&home).expect("read"), Some(written));
+        for elsewhere in [here("another", 1), here("boot", 2)] {
+            assert_eq!(file.load(&elsewhere).expect("read"), None);
+        }
+        let before = r#"{"Version":1,"Boot":"boot","Bridge":"wharf0","Subnet":"172.26.64.0/24","Last":null,"Allocs":{}}"#;
+        fs::write(directory.path().join("network.json"), before).expect("written");
+        let read = file.load(&home).expect("read").expect("an older file");
+        assert_eq!(read.whereabouts, home);
         fs::write(directory.path().join("network.json"), "{\"Version\":1").expect("written");
-        assert_eq!(file.load("boot").expect("read"), None, "torn");
+        assert_eq!(file.load(&home).expect("read"), None, "torn");
     }
 
     proptest! {

@@ -64,7 +64,8 @@ pub struct NetworkConfig {
     pub state_dir: PathBuf,
     /// Namespaces are pinned under `netns/` in it.
     pub run_dir: PathBuf,
-    /// Where the agents of this machine say which bridges they have.
+    /// Where the agents of this machine say which bridges they have: in one directory for each network namespace, as
+    /// a bridge is a name in one of them only.
     pub claims_dir: PathBuf,
 }
 
@@ -118,14 +119,6 @@ pub enum NetworkError {
         "no bridge is free: wharf0 to wharf63 are taken, or their subnets in 172.26.64.0/18 overlap other routes"
     )]
     NoBridge,
-    #[error(
-        "{allocs} allocations are on the bridge {bridge} with the subnet {subnet}: stop them before it is changed"
-    )]
-    InUse {
-        bridge: String,
-        subnet: Subnet,
-        allocs: usize,
-    },
     #[error("all addresses of {subnet} are taken, by {allocs} allocations")]
     Full { subnet: Subnet, allocs: usize },
     #[error("the allocation id {0:?} is no UUID")]
@@ -189,8 +182,9 @@ enum Rules {
 }
 
 impl Network {
-    /// Chooses and claims the bridge and its subnet, or finds those of before again. Nothing is changed in the kernel:
-    /// the bridge appears with the first allocation and goes with the last.
+    /// Chooses and claims the bridge and its subnet, or finds those of before again, to which it keeps for as long as
+    /// allocations are on them, whatever is wanted. Nothing is changed in the kernel: the bridge appears with the first
+    /// allocation and goes with the last.
     pub fn open(config: &NetworkConfig) -> Result<Network, NetworkError> {
         if let Some(bridge) = config
             .bridge
@@ -205,8 +199,9 @@ impl Network {
         {
             return Err(NetworkError::SubnetSize(subnet));
         }
+        let place = claim::Place::find(&config.claims_dir)?;
         let netns_dir = config.run_dir.join("netns");
-        for directory in [&config.state_dir, &netns_dir, &config.claims_dir] {
+        for directory in [&config.state_dir, &netns_dir] {
             fs::create_dir_all(directory).map_err(|source| NetworkError::File {
                 what: "create the directory",
                 path: directory.clone(),
@@ -214,21 +209,25 @@ impl Network {
             })?;
         }
         let file = ipam::File::new(&config.state_dir);
-        let boot = ipam::boot()?;
-        let (book, claim) = match file.load(&boot)? {
-            Some(book) if is_wanted(&book, config) => {
-                let claim = claim::claim_again(&config.claims_dir, &book.bridge, book.subnet)?
+        let here = ipam::Whereabouts {
+            boot: ipam::boot()?,
+            netns: place.netns(),
+        };
+        let known = file.load(&here)?;
+        let (book, claim) = match known {
+            Some(book) if !book.allocs().is_empty() || is_wanted(&book, config) => {
+                if !is_wanted(&book, config) {
+                    tracing::warn!(
+                        bridge = book.bridge, subnet = %book.subnet, allocs = book.allocs().len(),
+                        "allocations are on the bridge of before: another one, or another subnet, is taken when the agent starts without them"
+                    );
+                }
+                let claim = place
+                    .claim_again(&book.bridge, book.subnet)?
                     .ok_or_else(|| NetworkError::BridgeTaken(book.bridge.clone()))?;
                 (book, claim)
             }
-            Some(book) if !book.allocs().is_empty() => {
-                return Err(NetworkError::InUse {
-                    allocs: book.allocs().len(),
-                    bridge: book.bridge,
-                    subnet: book.subnet,
-                });
-            }
-            _ => choose(config, &boot)?,
+            _ => choose(config, &place, &here)?,
         };
         file.save(&book)?;
         let mut rules = Rules::Unloaded;
@@ -613,11 +612,15 @@ fn is_wanted(book: &Book, config: &NetworkConfig) -> bool {
 }
 
 /// A bridge and a subnet that nobody has.
-fn choose(config: &NetworkConfig, boot: &str) -> Result<(Book, Claim), NetworkError> {
+fn choose(
+    config: &NetworkConfig,
+    place: &claim::Place,
+    here: &ipam::Whereabouts,
+) -> Result<(Book, Claim), NetworkError> {
     let mut socket = Socket::route().map_err(NetworkError::Socket)?;
     let routes = link::routes(&mut socket)?;
-    let _choosing = claim::choosing(&config.claims_dir)?;
-    let claimed = claim::subnets(&config.claims_dir)?;
+    let _choosing = place.choosing()?;
+    let claimed = place.subnets()?;
     let subnet = match config.subnet {
         Some(subnet) => check_subnet(subnet, &routes, &claimed).map(|()| subnet)?,
         None => (0..BRIDGES)
@@ -638,8 +641,8 @@ fn choose(config: &NetworkConfig, boot: &str) -> Result<(Book, Claim), NetworkEr
         if link::find(&mut socket, &bridge)?.is_some() {
             continue;
         }
-        if let Some(claim) = claim::claim(&config.claims_dir, &bridge, subnet)? {
-            return Ok((Book::new(boot, bridge, subnet), claim));
+        if let Some(claim) = place.claim(&bridge, subnet)? {
+            return Ok((Book::new(here, bridge, subnet), claim));
         }
     }
     Err(match &config.bridge {

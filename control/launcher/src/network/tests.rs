@@ -455,10 +455,48 @@ fn agents_of_one_machine_stay_apart() {
             named("three", Some("mine"), Some("10.8.0.0/24")).expect("free"),
             "10.8.0.0/24"
         );
-        attach(&one, A, &[]);
-        drop(one);
-        let error = named("one", Some("other"), None).expect_err("in use");
-        assert!(error.contains("wharf0"), "{error}");
+    });
+}
+
+#[test]
+fn another_bridge_waits_until_no_allocation_is_on_the_one_of_before() {
+    isolated(&["ip", "nft"], |place| {
+        let other = NetworkConfig {
+            bridge: Some("other".to_owned()),
+            ..place.config("one")
+        };
+        let network = place.network();
+        let attached = attach(&network, A, &[]);
+        drop(network);
+        let network = Network::open(&other).expect("a network");
+        assert_eq!(network.bridge(), "wharf0");
+        assert_eq!(attach(&network, A, &[]), attached);
+        network.detach(A).expect("detached");
+        drop(network);
+        let network = Network::open(&other).expect("a network");
+        assert_eq!(network.bridge(), "other");
+    });
+}
+
+/// An agent that is away must find its bridge again, whatever agents in other networks of this machine took meanwhile.
+#[test]
+fn a_bridge_is_a_name_in_one_network_only() {
+    isolated(&["ip", "nft"], |place| {
+        let network = place.network();
+        let attached = attach(&network, A, &[]);
+        drop(network);
+        let other = place.directory.path().join("netns");
+        namespace::create(&other).expect("a namespace");
+        let two = || Network::open(&place.config("two"));
+        let stranger = within(&other, two).expect("a network");
+        assert_eq!(stranger.bridge(), "wharf0");
+        let network = place.network();
+        assert_eq!(network.bridge(), "wharf0");
+        assert_eq!(attach(&network, A, &[]), attached);
+        drop(network);
+        // Who was moved with its state finds nothing of before.
+        let moved = within(&other, || place.network());
+        assert_eq!(moved.bridge(), "wharf1");
     });
 }
 
