@@ -23,7 +23,7 @@ use openraft::{
     ChangeMembers, Raft,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
 };
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{sync::MutexGuard, time::Instant};
 
 use self::situation::Situation;
 use super::{
@@ -212,58 +212,64 @@ impl Consensus {
     /// server itself. It becomes a voter by itself when it has the log. A server of the same name or at
     /// the same address that is not alive any more is replaced by it.
     pub async fn admit(&self, id: ServerId, server: Server) -> Result<(), MembershipError> {
-        self.expect_leader()?;
-        let situation = Situation::of(&self.inner.raft, self.inner.id);
-        let change = match situation.membership.servers.get(&id) {
-            Some(known) if *known == server => return Ok(()),
-            Some(_) => ChangeMembers::SetNodes(BTreeMap::from([(id, server)])),
-            None => {
-                let taken = situation.membership.servers.iter().find(|(other, known)| {
-                    known.name == server.name
-                        && known.address != server.address
-                        && situation.is_alive(other)
-                });
-                if let Some((_, known)) = taken {
-                    return Err(MembershipError::NameTaken {
-                        name: server.name,
-                        address: known.address.clone(),
+        self.change(|situation| {
+            let change = match situation.membership.servers.get(&id) {
+                Some(known) if *known == server => return Ok(None),
+                Some(_) => ChangeMembers::SetNodes(BTreeMap::from([(id, server.clone())])),
+                None => {
+                    let taken = situation.membership.servers.iter().find(|(other, known)| {
+                        known.name == server.name
+                            && known.address != server.address
+                            && situation.is_alive(other)
                     });
+                    if let Some((_, known)) = taken {
+                        return Err(MembershipError::NameTaken {
+                            name: server.name.clone(),
+                            address: known.address.clone(),
+                        });
+                    }
+                    // One that came before under another id and never got so far as to vote.
+                    let former = situation.replaced_by(&server);
+                    let former = former.filter(|former| !situation.is_voter(former));
+                    ChangeMembers::Batch(vec![
+                        ChangeMembers::RemoveNodes(former.collect()),
+                        ChangeMembers::AddNodes(BTreeMap::from([(id, server.clone())])),
+                    ])
                 }
-                // One that came before under another id and never got so far as to vote.
-                let former = situation.replaced_by(&server);
-                let former = former.filter(|former| !situation.is_voter(former));
-                ChangeMembers::Batch(vec![
-                    ChangeMembers::RemoveNodes(former.collect()),
-                    ChangeMembers::AddNodes(BTreeMap::from([(id, server)])),
-                ])
-            }
-        };
-        self.change(change).await
+            };
+            Ok(Some(change))
+        })
+        .await
     }
 
     /// Takes a server out of the cluster. The rest must be able to go on without it.
     pub async fn remove(&self, id: ServerId) -> Result<(), MembershipError> {
-        self.expect_leader()?;
-        let situation = Situation::of(&self.inner.raft, self.inner.id);
-        let Some(server) = situation.membership.servers.get(&id) else {
-            return Err(MembershipError::UnknownServer(id.to_string()));
-        };
-        let name = server.name.clone();
-        if !situation.is_voter(&id) {
-            return self
-                .change(ChangeMembers::RemoveNodes(BTreeSet::from([id])))
-                .await;
-        }
-        let mut left = situation.voters();
-        left.remove(&id);
-        if left.is_empty() {
-            return Err(MembershipError::LastVoter(name));
-        }
-        if !situation.has_live_majority(&left) {
-            return Err(MembershipError::NoMajority(name));
-        }
-        self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])))
-            .await
+        // One whose change was begun before is out when that is finished.
+        let mut begun = false;
+        self.change(|situation| {
+            let Some(server) = situation.membership.servers.get(&id) else {
+                return match begun {
+                    true => Ok(None),
+                    false => Err(MembershipError::UnknownServer(id.to_string())),
+                };
+            };
+            let out = BTreeSet::from([id]);
+            if !situation.is_voter(&id) {
+                begun = true;
+                return Ok(Some(ChangeMembers::RemoveNodes(out)));
+            }
+            let mut left = situation.voters_to_be();
+            left.remove(&id);
+            if left.is_empty() {
+                return Err(MembershipError::LastVoter(server.name.clone()));
+            }
+            if !situation.has_live_majority(&left) {
+                return Err(MembershipError::NoMajority(server.name.clone()));
+            }
+            begun = true;
+            Ok(Some(ChangeMembers::RemoveVoters(out)))
+        })
+        .await
     }
 
     fn expect_leader(&self) -> Result<Leader, MembershipError> {
@@ -274,28 +280,42 @@ impl Consensus {
         }
     }
 
-    /// Makes a change, after the one that may be under way.
-    async fn change(&self, change: Change) -> Result<(), MembershipError> {
+    /// Makes the change that `plan` finds, after the one that may be under way. It is asked when it is the turn of this
+    /// change, and again at each new attempt: what it goes by is what there is after all others.
+    async fn change(
+        &self,
+        mut plan: impl FnMut(&Situation) -> Result<Option<Change>, MembershipError>,
+    ) -> Result<(), MembershipError> {
         let inner = &self.inner;
         let deadline = Instant::now() + CHANGE_WITHIN;
-        let failed = loop {
-            match change_membership(&inner.raft, &inner.changing, change.clone()).await {
+        loop {
+            self.expect_leader()?;
+            let turn = tokio::time::timeout_at(deadline, inner.changing.lock()).await;
+            let turn = turn.map_err(|_| MembershipError::Busy)?;
+            self.expect_leader()?;
+            let Some(change) = plan(&Situation::of(&inner.raft, inner.id))? else {
+                return Ok(());
+            };
+            let failed = match change_membership(&inner.raft, &turn, change).await {
                 Ok(()) => return Ok(()),
-                Err(Failed::Busy) if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
-                Err(failed) => break failed,
-            }
-        };
-        Err(match failed {
-            Failed::Busy => MembershipError::Busy,
-            Failed::NotLeader => match self.leader() {
-                Some(leader) if leader.node_uuid != inner.id.0 => {
-                    MembershipError::NotLeader { leader }
+                Err(failed) => failed,
+            };
+            drop(turn);
+            match failed {
+                Failed::Busy if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
+                Failed::Busy => return Err(MembershipError::Busy),
+                Failed::NotLeader => {
+                    return Err(match self.leader() {
+                        Some(leader) if leader.node_uuid != inner.id.0 => {
+                            MembershipError::NotLeader { leader }
+                        }
+                        _ => MembershipError::NoLeader,
+                    });
                 }
-                _ => MembershipError::NoLeader,
-            },
-            Failed::Unknown => MembershipError::OutcomeUnknown,
-            Failed::Stopped => MembershipError::ShuttingDown,
-        })
+                Failed::Unknown => return Err(MembershipError::OutcomeUnknown),
+                Failed::Stopped => return Err(MembershipError::ShuttingDown),
+            }
+        }
     }
 }
 
@@ -309,16 +329,14 @@ enum Failed {
     Stopped,
 }
 
-/// Two changes at once would leave each other half done, so they take turns.
+/// Makes a change of which the caller has found, with `_turn` in its hand, that it is right: two at once would
+/// leave each other half done, and each might be right only without the other.
 async fn change_membership(
     raft: &Raft<TypeConfig, Machine>,
-    turn: &Mutex<()>,
+    _turn: &MutexGuard<'_, ()>,
     change: Change,
 ) -> Result<(), Failed> {
-    let changed = async {
-        let _turn = turn.lock().await;
-        raft.change_membership(change, false).await
-    };
+    let changed = raft.change_membership(change, false);
     match tokio::time::timeout(CHANGE_WITHIN, changed).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {

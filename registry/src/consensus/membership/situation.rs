@@ -67,6 +67,11 @@ impl Situation {
         self.membership.voters.iter().flatten().copied().collect()
     }
 
+    /// Those with a vote when the change that may be under way is finished.
+    pub(super) fn voters_to_be(&self) -> BTreeSet<ServerId> {
+        self.membership.voters.last().cloned().unwrap_or_default()
+    }
+
     pub(super) fn is_voter(&self, id: &ServerId) -> bool {
         self.membership.voters.iter().any(|set| set.contains(id))
     }

@@ -10,7 +10,7 @@ use openraft::{ChangeMembers, Raft, async_runtime::watch::WatchReceiver as _};
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{
-    ALIVE, DEAD, DiskState, Failed, LOOK, change_membership,
+    ALIVE, Change, DEAD, DiskState, Failed, LOOK, change_membership,
     health::{Bounds, Health, Healths},
     situation::Situation,
 };
@@ -180,32 +180,59 @@ impl Care {
     }
 }
 
-/// Looks after the members for as long as this server runs.
-pub(in super::super) async fn look_after_members(care: Care) {
-    let Care {
-        raft,
-        own,
-        own_server,
-        turn,
-        ..
-    } = &care;
-    let mut metrics = raft.server_metrics();
-    let mut leading_since = None;
-    let mut healths = Healths::default();
-    loop {
-        let mut situation = Situation::of(raft, *own);
-        leading_since = match situation.leading {
-            true => leading_since.or_else(|| Some(Instant::now())),
+/// What a leader has seen of its members so far.
+#[derive(Default)]
+struct Seen {
+    leading_since: Option<Instant>,
+    healths: Healths,
+}
+
+impl Seen {
+    /// Looks at every server once more, and finds what is to be done.
+    fn look(&mut self, care: &Care) -> (Situation, Step) {
+        let mut situation = Situation::of(&care.raft, care.own);
+        self.leading_since = match situation.leading {
+            true => self.leading_since.or_else(|| Some(Instant::now())),
             false => None,
         };
-        situation.led = leading_since.map_or(Duration::ZERO, |since| since.elapsed());
+        situation.led = self
+            .leading_since
+            .map_or(Duration::ZERO, |since| since.elapsed());
         let config = care.registry.view().autopilot();
         let bounds = Bounds::new(&config, care.heartbeat);
-        healths.observe(&situation, &care.disks(), bounds);
-        care.healths.send_replace(healths.all.clone());
-        healths.complete(&mut situation);
-        let step = next_step(&situation, own_server, &Policy::of(&config));
-        let change = match step {
+        self.healths.observe(&situation, &care.disks(), bounds);
+        care.healths.send_replace(self.healths.all.clone());
+        self.healths.complete(&mut situation);
+        let step = next_step(&situation, &care.own_server, &Policy::of(&config));
+        (situation, step)
+    }
+}
+
+impl Step {
+    /// The change of the membership that it is, if it is one.
+    fn change(&self, care: &Care, situation: &Situation) -> Option<Change> {
+        Some(match self {
+            Step::Nothing | Step::Wait => return None,
+            Step::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
+            Step::CorrectOwn => {
+                ChangeMembers::SetNodes(BTreeMap::from([(care.own, care.own_server.clone())]))
+            }
+            Step::SetVoters(voters) => ChangeMembers::ReplaceAllVoters(voters.clone()),
+            Step::Remove(dead) if situation.is_voter(dead) => {
+                ChangeMembers::RemoveVoters(BTreeSet::from([*dead]))
+            }
+            Step::Remove(dead) => ChangeMembers::RemoveNodes(BTreeSet::from([*dead])),
+        })
+    }
+}
+
+/// Looks after the members for as long as this server runs.
+pub(in super::super) async fn look_after_members(care: Care) {
+    let mut metrics = care.raft.server_metrics();
+    let mut seen = Seen::default();
+    loop {
+        let (situation, step) = seen.look(&care);
+        match step {
             Step::Nothing => {
                 // Time alone changes what a leader finds.
                 let changed = match situation.leading {
@@ -221,17 +248,17 @@ pub(in super::super) async fn look_after_members(care: Care) {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
-            Step::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
-            Step::CorrectOwn => {
-                ChangeMembers::SetNodes(BTreeMap::from([(*own, own_server.clone())]))
-            }
-            Step::SetVoters(ref voters) => ChangeMembers::ReplaceAllVoters(voters.clone()),
-            Step::Remove(dead) if situation.is_voter(&dead) => {
-                ChangeMembers::RemoveVoters(BTreeSet::from([dead]))
-            }
-            Step::Remove(dead) => ChangeMembers::RemoveNodes(BTreeSet::from([dead])),
+            Step::Finish | Step::CorrectOwn | Step::SetVoters(_) | Step::Remove(_) => {}
+        }
+        // Whoever had the turn before may have changed what this goes by.
+        let turn = care.turn.lock().await;
+        let (situation, step) = seen.look(&care);
+        let Some(change) = step.change(&care, &situation) else {
+            continue;
         };
-        match change_membership(raft, turn, change).await {
+        let changed = change_membership(&care.raft, &turn, change).await;
+        drop(turn);
+        match changed {
             Ok(()) => match step {
                 Step::SetVoters(voters) => {
                     let names: Vec<String> = voters.iter().map(|id| situation.name(id)).collect();

@@ -416,6 +416,31 @@ async fn servers_are_removed_as_long_as_a_majority_is_alive() {
     assert!(cluster.write("alone").await);
 }
 
+/// Each of them alone would leave two of three; both would leave one of two.
+#[tokio::test(start_paused = true)]
+async fn removals_at_once_leave_a_majority() {
+    let mut cluster = Cluster::founded(4).await;
+    let leader = cluster.leader().await;
+    let [dead, one, other] = [1, 2, 3].map(|n| (leader + n) % 4);
+    let id = |at: usize| cluster.machines[at].id;
+    let [one, other] = [one, other].map(id);
+    let consensus = cluster.at(leader).clone();
+    cluster.crash(dead).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let removed = tokio::join!(consensus.remove(one), consensus.remove(other));
+    let refused = match removed {
+        (Ok(()), Err(refused)) | (Err(refused), Ok(())) => refused,
+        other => panic!("{other:?}"),
+    };
+    assert!(
+        matches!(refused, MembershipError::NoMajority(_)),
+        "{refused}"
+    );
+    assert_eq!(voters(&consensus).len(), 3);
+    assert!(cluster.write("a majority is left").await);
+    assert!(consensus.is_leader());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_leader_hands_over_and_a_removed_one_ends_as_nobody() {
     let cluster = Cluster::founded(3).await;
