@@ -115,6 +115,7 @@ struct Inner {
     applied: watch::Receiver<u64>,
     /// Changes of the membership take turns.
     changing: Arc<tokio::sync::Mutex<()>>,
+    doorstep: membership::Doorstep,
     contact: Arc<Contact>,
     disk: Disk,
     peer_disks: PeerDisks,
@@ -189,6 +190,7 @@ impl Consensus {
         let peer_disks = PeerDisks::default();
         let addresses = Addresses::default();
         let alone = config.transport.is_none();
+        let doorstep = membership::Doorstep::new(config.transport.clone());
         let network = Network {
             transport: config.transport,
             identity: opened.identity.clone(),
@@ -270,6 +272,7 @@ impl Consensus {
             leader,
             applied,
             changing,
+            doorstep,
             contact,
             disk,
             peer_disks,

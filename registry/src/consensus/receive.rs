@@ -33,7 +33,7 @@ use crate::{
 const MAX_TERM: u64 = 1 << 48;
 const MAX_INDEX: u64 = 1 << 56;
 /// Servers of a cluster, learners included.
-const MAX_SERVERS: usize = 256;
+pub(super) const MAX_SERVERS: usize = 256;
 /// A node name or `host:port`: DNS names have at most 255 bytes.
 const MAX_NAME: usize = 512;
 /// Entries of one message.

@@ -140,6 +140,9 @@ pub enum TransportError {
 /// it must not deliver twice. Timeouts of single messages are the caller's; a connection whose other end
 /// is silent MUST break within seconds.
 pub trait Transport: fmt::Debug + Send + Sync + 'static {
+    /// Asks who listens at this address (`host:port`), outside of every cluster.
+    fn who_is_at(&self, address: &str) -> BoxFuture<'_, Result<ServerId, TransportError>>;
+
     fn vote(
         &self,
         route: Route,

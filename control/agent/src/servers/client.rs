@@ -27,7 +27,7 @@ use wharf_registry::{
         Append, AppendReply, BoxFuture, BoxStream, Envelope, HandOver, HeartbeatReply, Lane, Route,
         Transport, TransportError, VoteReply, VoteRequest,
     },
-    log::Vote,
+    log::{ServerId, Vote},
     snapshot::Snapshot,
 };
 
@@ -220,6 +220,21 @@ fn malformed(address: &str) -> impl Fn(Malformed) -> TransportError + use<> {
 }
 
 impl Transport for Peers {
+    fn who_is_at(&self, address: &str) -> BoxFuture<'_, Result<ServerId, TransportError>> {
+        let address = address.to_owned();
+        Box::pin(async move {
+            let unreachable = |reason: String| TransportError::Unreachable {
+                address: address.clone(),
+                reason,
+            };
+            let introductions = self.introductions();
+            let introductions =
+                introductions.ok_or_else(|| unreachable("this server is ending".to_owned()))?;
+            let greeted = introductions.who_is_at(&address).await;
+            greeted.map_err(|error| unreachable(error.to_string()))
+        })
+    }
+
     fn vote(
         &self,
         route: Route,

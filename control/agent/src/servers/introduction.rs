@@ -491,6 +491,11 @@ impl Introductions {
         read_met(place, reply).map_err(|error| CallError::NotDone(error.to_string()))
     }
 
+    /// Who answers a greeting at this address.
+    pub(super) async fn who_is_at(&self, address: &str) -> Result<ServerId, CallError> {
+        Ok(self.greet(address).await?.id)
+    }
+
     /// The addresses of the configured places: names are looked up each time.
     async fn resolve(&self) -> BTreeSet<String> {
         lookup(

@@ -161,6 +161,9 @@ fn membership_status(error: &MembershipError) -> Status {
         | MembershipError::ShuttingDown => Status::aborted(text),
         MembershipError::UnknownServer(_) => Status::not_found(text),
         MembershipError::NameTaken { .. }
+        | MembershipError::NotThere { .. }
+        | MembershipError::TooManyLearners(_)
+        | MembershipError::TooManyServers(_)
         | MembershipError::LastVoter(_)
         | MembershipError::NoMajority(_)
         | MembershipError::NotReady(_)

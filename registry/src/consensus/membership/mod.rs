@@ -9,6 +9,7 @@
 //! What a leader has to do is worked out from the state again and again ([`steps`], pure), and not
 //! remembered: a new leader finishes what the one before it began.
 
+mod doorstep;
 mod hand_over;
 mod health;
 mod situation;
@@ -28,9 +29,11 @@ use tokio::{sync::MutexGuard, time::Instant};
 use self::situation::Situation;
 use super::{
     ClusterId, Consensus, DiskState, Leader, Misdirected, machine::Machine, raft::TypeConfig,
+    receive::MAX_SERVERS,
 };
 use crate::log::{Server, ServerId};
 
+pub(super) use doorstep::Doorstep;
 pub(super) use hand_over::look_after_disk;
 pub(super) use health::Health;
 pub(super) use steps::{Care, look_after_members};
@@ -44,6 +47,11 @@ const ALIVE: Duration = Duration::from_secs(3);
 const DEAD: Duration = Duration::from_secs(10);
 /// How often a leader with learners looks whether they have the log.
 const LOOK: Duration = Duration::from_millis(100);
+/// Servers without a vote: several times as many as come at once. Each costs the leader streams, memory and entries, and
+/// whoever knows the cluster's name may ask for one.
+const MAX_LEARNERS: usize = 32;
+/// Servers in all. Fewer than a follower believes of a leader, so that no server is let in whose entry would be refused.
+const MOST_SERVERS: usize = MAX_SERVERS / 2;
 /// How long a change of the membership may take before the leader looks again.
 const CHANGE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -104,6 +112,22 @@ pub enum MembershipError {
          its own (-node)"
     )]
     NameTaken { name: String, address: String },
+    #[error(
+        "{0} servers without a vote are waiting for the log already: others are let in when those have it, or are gone \
+         (wharf operator raft list-peers shows them, and remove-peer takes one out)"
+    )]
+    TooManyLearners(usize),
+    #[error("the cluster has {0} servers already, and takes no more")]
+    TooManyServers(usize),
+    #[error(
+        "server {id} does not answer at {address}, where it says that others reach it ({reason}): see its -advertise, \
+         its server port, and what is between it and the leader"
+    )]
+    NotThere {
+        id: ServerId,
+        address: String,
+        reason: String,
+    },
     #[error("no server {0:?} in this cluster")]
     UnknownServer(String),
     #[error("{0:?} is the only voter: a cluster needs one")]
@@ -209,37 +233,18 @@ impl Consensus {
     }
 
     /// Takes a server into the cluster, or learns that it has moved: to be asked of the leader by the
-    /// server itself. It becomes a voter by itself when it has the log. A server of the same name or at
-    /// the same address that is not alive any more is replaced by it.
+    /// server itself. It is called back first: it has to be where it says. It becomes a voter by itself when it has the
+    /// log. A server of the same name or at the same address that is not alive any more is replaced by it.
     pub async fn admit(&self, id: ServerId, server: Server) -> Result<(), MembershipError> {
-        self.change(|situation| {
-            let change = match situation.membership.servers.get(&id) {
-                Some(known) if *known == server => return Ok(None),
-                Some(_) => ChangeMembers::SetNodes(BTreeMap::from([(id, server.clone())])),
-                None => {
-                    let taken = situation.membership.servers.iter().find(|(other, known)| {
-                        known.name == server.name
-                            && known.address != server.address
-                            && situation.is_alive(other)
-                    });
-                    if let Some((_, known)) = taken {
-                        return Err(MembershipError::NameTaken {
-                            name: server.name.clone(),
-                            address: known.address.clone(),
-                        });
-                    }
-                    // One that came before under another id and never got so far as to vote.
-                    let former = situation.replaced_by(&server);
-                    let former = former.filter(|former| !situation.is_voter(former));
-                    ChangeMembers::Batch(vec![
-                        ChangeMembers::RemoveNodes(former.collect()),
-                        ChangeMembers::AddNodes(BTreeMap::from([(id, server.clone())])),
-                    ])
-                }
-            };
-            Ok(Some(change))
-        })
-        .await
+        self.expect_leader()?;
+        let inner = &self.inner;
+        // Nobody is called for what would be refused, or is so already.
+        if admission(&Situation::of(&inner.raft, inner.id), id, &server)?.is_none() {
+            return Ok(());
+        }
+        inner.doorstep.call_back(id, &server.address).await?;
+        self.change(|situation| admission(situation, id, &server))
+            .await
     }
 
     /// Takes a server out of the cluster. The rest must be able to go on without it.
@@ -320,6 +325,49 @@ impl Consensus {
 }
 
 type Change = ChangeMembers<ServerId, Server>;
+
+/// What is to be changed for a server to be a member, if it may be one.
+fn admission(
+    situation: &Situation,
+    id: ServerId,
+    server: &Server,
+) -> Result<Option<Change>, MembershipError> {
+    let servers = &situation.membership.servers;
+    let member = BTreeMap::from([(id, server.clone())]);
+    match servers.get(&id) {
+        Some(known) if known == server => return Ok(None),
+        Some(_) => return Ok(Some(ChangeMembers::SetNodes(member))),
+        None => {}
+    }
+    let taken = servers.iter().find(|(other, known)| {
+        known.name == server.name && known.address != server.address && situation.is_alive(other)
+    });
+    if let Some((_, known)) = taken {
+        return Err(MembershipError::NameTaken {
+            name: server.name.clone(),
+            address: known.address.clone(),
+        });
+    }
+    // One that came before under another id and never got so far as to vote.
+    let former = situation.replaced_by(server);
+    let former: BTreeSet<_> = former
+        .filter(|former| !situation.is_voter(former))
+        .collect();
+    let learners = servers
+        .keys()
+        .filter(|id| !situation.is_voter(id) && !former.contains(id));
+    let learners = learners.count();
+    if learners >= MAX_LEARNERS {
+        return Err(MembershipError::TooManyLearners(learners));
+    }
+    if servers.len() - former.len() >= MOST_SERVERS {
+        return Err(MembershipError::TooManyServers(servers.len()));
+    }
+    Ok(Some(ChangeMembers::Batch(vec![
+        ChangeMembers::RemoveNodes(former),
+        ChangeMembers::AddNodes(member),
+    ])))
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failed {

@@ -144,6 +144,7 @@ impl Cluster {
         let wire = Wire {
             net: self.net.clone(),
             process: process.clone(),
+            own: machine.id,
         };
         let (ended, name) = (self.ended.clone(), machine.server.name.clone());
         let config = ConsensusConfig {

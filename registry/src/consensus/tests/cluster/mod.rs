@@ -386,6 +386,76 @@ async fn names_are_not_taken_from_the_living() {
     );
 }
 
+/// Whoever knows the name of the cluster may ask, under any name and for any address.
+#[tokio::test(start_paused = true)]
+async fn who_asks_to_be_let_in_has_to_be_where_it_says() {
+    let cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let consensus = cluster.at(leader);
+    let follower = &cluster.machines[(leader + 1) % 3];
+    let ghost = |address: &str| Server {
+        name: "ghost".into(),
+        address: address.into(),
+    };
+    for address in ["nowhere", &follower.server.address] {
+        let refused = consensus.admit(server_id(9), ghost(address)).await;
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(&refused, MembershipError::NotThere { id, .. } if *id == server_id(9)),
+            "{refused}"
+        );
+    }
+    // Nor is a member sent elsewhere.
+    let refused = consensus.admit(follower.id, ghost("nowhere")).await;
+    assert!(matches!(refused, Err(MembershipError::NotThere { .. })));
+    assert_eq!(consensus.members().len(), 3);
+    cluster.agree_on(&[]).await;
+}
+
+/// Each learner costs, and those that never become voters are not to become ever more.
+#[tokio::test(start_paused = true)]
+async fn so_many_wait_for_a_vote_and_no_more() {
+    let mut cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let consensus = cluster.at(leader).clone();
+    // From now on nobody has a vote at once.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let mut waiting = 0;
+    let (last, refused) = loop {
+        let number = waiting + 100;
+        let at = cluster
+            .add(number, &format!("s{number}"), &format!("a{number}"))
+            .await;
+        let server = cluster.machines[at].server.clone();
+        let admitted = consensus.admit(server_id(number), server).await;
+        match admitted {
+            Ok(()) => cluster.crash(at).await,
+            Err(refused) => break (at, refused),
+        }
+        waiting += 1;
+        assert!(waiting < 100, "{waiting} were let in");
+    };
+    let expected = MembershipError::TooManyLearners(waiting as usize);
+    assert_eq!(refused, expected);
+    assert!(refused.to_string().contains("remove-peer"));
+    assert!(cluster.write("it goes on").await);
+    // When they are given up, there is room again.
+    let machine = &cluster.machines[last];
+    let admitted = async {
+        while consensus
+            .admit(machine.id, machine.server.clone())
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), admitted)
+        .await
+        .unwrap();
+    assert_eq!(cluster.leader().await, leader, "nobody was deposed");
+}
+
 #[tokio::test(start_paused = true)]
 async fn servers_are_removed_as_long_as_a_majority_is_alive() {
     let mut cluster = Cluster::founded(3).await;

@@ -292,9 +292,25 @@ impl Net {
 pub(super) struct Wire {
     pub(super) net: Arc<Net>,
     pub(super) process: Arc<Process>,
+    pub(super) own: ServerId,
 }
 
 impl Transport for Wire {
+    fn who_is_at(&self, address: &str) -> BoxFuture<'_, Result<ServerId, TransportError>> {
+        let unreachable = |reason: &str| TransportError::Unreachable {
+            address: address.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let (nobody, cut_off) = (unreachable("nobody listens"), unreachable("cut off"));
+        let host = self.net.host(address);
+        Box::pin(async move {
+            let host = host.ok_or(nobody)?;
+            let id = host.consensus.id();
+            let asked = self.net.ask(self.own, &host, async move { id }).await;
+            asked.and_then(Result::ok).ok_or(cut_off)
+        })
+    }
+
     fn vote(
         &self,
         route: Route,
