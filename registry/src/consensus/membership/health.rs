@@ -18,7 +18,7 @@ pub(in super::super) struct Health {
     pub(in super::super) since: Instant,
 }
 
-/// What a leader remembers of its servers. A new leader begins anew.
+/// What a leader remembers of its servers. A new leader begins anew, but for who the members are.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Healths {
     pub(super) all: BTreeMap<ServerId, Health>,
@@ -26,6 +26,8 @@ pub(super) struct Healths {
     ready: BTreeMap<ServerId, Instant>,
     /// Since when this leader knows of each.
     known: BTreeMap<ServerId, Instant>,
+    /// Since when this server, leading or not, knows of each.
+    members: BTreeMap<ServerId, Instant>,
 }
 
 /// By what the health of servers is judged.
@@ -54,12 +56,19 @@ impl Healths {
         disks: &BTreeMap<ServerId, DiskState>,
         bounds: Bounds,
     ) {
-        if !situation.leading {
-            *self = Healths::default();
-            return;
-        }
         let now = Instant::now();
         let servers: BTreeSet<ServerId> = situation.membership.servers.keys().copied().collect();
+        self.members.retain(|id, _| servers.contains(id));
+        for id in &servers {
+            self.members.entry(*id).or_insert(now);
+        }
+        if !situation.leading {
+            *self = Healths {
+                members: std::mem::take(&mut self.members),
+                ..Healths::default()
+            };
+            return;
+        }
         self.all.retain(|id, _| servers.contains(id));
         self.known.retain(|id, _| servers.contains(id));
         self.ready
@@ -98,6 +107,7 @@ impl Healths {
         };
         situation.ready_for = elapsed(&self.ready);
         situation.known_for = elapsed(&self.known);
+        situation.member_for = elapsed(&self.members);
     }
 }
 

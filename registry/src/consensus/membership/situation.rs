@@ -30,6 +30,8 @@ pub(super) struct Situation {
     pub(super) led: Duration,
     /// For how long it has known each server: whom it never heard was silent for as long.
     pub(super) known_for: BTreeMap<ServerId, Duration>,
+    /// For how long this server, leading or not, has known each.
+    pub(super) member_for: BTreeMap<ServerId, Duration>,
     /// For how long each server has been there with the log.
     pub(super) ready_for: BTreeMap<ServerId, Duration>,
 }

@@ -86,9 +86,18 @@ fn to_clean_up(situation: &Situation, policy: &Policy) -> Option<ServerId> {
     }
     let dead =
         |id: &ServerId| *id != situation.own && situation.silence(id) >= policy.dead_for_good();
+    // Each leader begins anew to count; those that no leader hears are not to stay because leaders change.
+    let never_came = |id: &ServerId| {
+        let known_for = situation.member_for.get(id);
+        !situation.heard.contains_key(id)
+            && situation.led >= DEAD
+            && known_for.is_some_and(|time| *time >= policy.dead_for_good())
+    };
     let mut servers = situation.membership.servers.keys();
     // Nothing depends on one without a vote.
-    if let Some(learner) = servers.find(|id| !situation.is_voter(id) && dead(id)) {
+    if let Some(learner) =
+        servers.find(|id| !situation.is_voter(id) && (dead(id) || never_came(id)))
+    {
         return Some(*learner);
     }
     let voters = situation.voters();

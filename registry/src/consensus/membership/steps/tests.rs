@@ -39,6 +39,7 @@ fn situation<const V: usize, const L: usize>(voters: [u128; V], learners: [u128;
         ready_for: all.iter().map(|n| (id(*n), Duration::ZERO)).collect(),
         led: Duration::ZERO,
         known_for: BTreeMap::new(),
+        member_for: BTreeMap::new(),
     }
 }
 
@@ -228,6 +229,22 @@ fn a_learner_that_never_came_is_forgotten() {
     assert_eq!(step(&situation), Step::Wait, "it has just come");
     situation.known_for.insert(id(4), policy().dead_for_good());
     assert_eq!(step(&situation), Step::Remove(id(4)));
+}
+
+#[test]
+fn a_learner_that_no_leader_hears_is_forgotten_although_leaders_change() {
+    let mut situation = situation([1, 2, 3], [4]);
+    situation.heard.remove(&id(4));
+    situation.member_for.insert(id(4), policy().dead_for_good());
+    situation.known_for.insert(id(4), DEAD);
+    assert_eq!(step(&situation), Step::Wait, "this leader has just begun");
+    situation.led = DEAD;
+    assert_eq!(step(&situation), Step::Remove(id(4)));
+    // Voters are what each leader itself has found of them.
+    situation.membership.servers.remove(&id(4));
+    situation.heard.remove(&id(3));
+    situation.member_for.insert(id(3), policy().dead_for_good());
+    assert_eq!(step(&situation), Step::Nothing);
 }
 
 #[test]

@@ -457,6 +457,25 @@ async fn so_many_wait_for_a_vote_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_learner_that_is_gone_is_forgotten_although_leaders_change() {
+    let mut cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let at = cluster.add(9, "s9", "a9").await;
+    let server = cluster.machines[at].server.clone();
+    let admitted = cluster.at(leader).admit(server_id(9), server).await;
+    admitted.unwrap();
+    cluster.crash(at).await;
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        let leader = cluster.leader().await;
+        cluster.at(leader).hand_over(None).await.unwrap();
+    }
+    let leader = cluster.at(cluster.leader().await);
+    assert_eq!(leader.members().len(), 3, "{:?}", leader.members());
+}
+
+#[tokio::test(start_paused = true)]
 async fn servers_are_removed_as_long_as_a_majority_is_alive() {
     let mut cluster = Cluster::founded(3).await;
     let leader = cluster.leader().await;
