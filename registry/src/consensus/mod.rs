@@ -120,7 +120,7 @@ struct Inner {
     disk: Disk,
     peer_disks: PeerDisks,
     /// What this server, being the leader, finds of each.
-    healths: watch::Receiver<BTreeMap<ServerId, membership::Health>>,
+    healths: watch::Receiver<membership::Healths>,
     /// A server that restarts votes for nobody before a lease is over that it may have given.
     votes_from: Instant,
     /// The term in which this server, leading alone, was seen to have applied what precedes it.
@@ -233,7 +233,7 @@ impl Consensus {
             config.on_fatal,
         );
         let changing = Arc::default();
-        let (found, healths) = watch::channel(BTreeMap::new());
+        let (found, healths) = watch::channel(membership::Healths::default());
         let members = membership::look_after_members(membership::Care {
             raft: raft.clone(),
             own: id,

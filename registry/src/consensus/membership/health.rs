@@ -20,7 +20,7 @@ pub(in super::super) struct Health {
 
 /// What a leader remembers of its servers. A new leader begins anew, but for who the members are.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Healths {
+pub(in super::super) struct Healths {
     pub(super) all: BTreeMap<ServerId, Health>,
     /// Those that are there and have the log, and since when.
     ready: BTreeMap<ServerId, Instant>,

@@ -35,7 +35,7 @@ use crate::log::{Server, ServerId};
 
 pub(super) use doorstep::Doorstep;
 pub(super) use hand_over::look_after_disk;
-pub(super) use health::Health;
+pub(super) use health::Healths;
 pub(super) use steps::{Care, look_after_members};
 
 /// How many entries a learner may be behind when it becomes a voter. It gets them in one message.
@@ -203,7 +203,7 @@ impl Consensus {
         let situation = Situation::of(&self.inner.raft, self.inner.id);
         let mut disks = self.inner.peer_disks.lately(ALIVE);
         disks.insert(self.inner.id, self.inner.disk.state());
-        let healths = self.inner.healths.borrow().clone();
+        let healths = self.inner.healths.borrow().all.clone();
         let current_leader = self
             .inner
             .leader
@@ -239,7 +239,7 @@ impl Consensus {
         self.expect_leader()?;
         let inner = &self.inner;
         // Nobody is called for what would be refused, or is so already.
-        if admission(&Situation::of(&inner.raft, inner.id), id, &server)?.is_none() {
+        if admission(&self.situation(), id, &server)?.is_none() {
             return Ok(());
         }
         inner.doorstep.call_back(id, &server.address).await?;
@@ -277,6 +277,12 @@ impl Consensus {
         .await
     }
 
+    fn situation(&self) -> Situation {
+        let mut situation = Situation::of(&self.inner.raft, self.inner.id);
+        self.inner.healths.borrow().complete(&mut situation);
+        situation
+    }
+
     fn expect_leader(&self) -> Result<Leader, MembershipError> {
         let leader = self.leader().ok_or(MembershipError::NoLeader)?;
         match leader.node_uuid == self.inner.id.0 {
@@ -298,7 +304,7 @@ impl Consensus {
             let turn = tokio::time::timeout_at(deadline, inner.changing.lock()).await;
             let turn = turn.map_err(|_| MembershipError::Busy)?;
             self.expect_leader()?;
-            let Some(change) = plan(&Situation::of(&inner.raft, inner.id))? else {
+            let Some(change) = plan(&self.situation())? else {
                 return Ok(());
             };
             let failed = match change_membership(&inner.raft, &turn, change).await {
@@ -334,19 +340,17 @@ fn admission(
 ) -> Result<Option<Change>, MembershipError> {
     let servers = &situation.membership.servers;
     let member = BTreeMap::from([(id, server.clone())]);
-    match servers.get(&id) {
-        Some(known) if known == server => return Ok(None),
-        Some(_) => return Ok(Some(ChangeMembers::SetNodes(member))),
-        None => {}
+    if servers.get(&id) == Some(server) {
+        return Ok(None);
     }
-    let taken = servers.iter().find(|(other, known)| {
-        known.name == server.name && known.address != server.address && situation.is_alive(other)
-    });
-    if let Some((_, known)) = taken {
+    if let Some(known) = situation.name_holder(&id, server) {
         return Err(MembershipError::NameTaken {
             name: server.name.clone(),
             address: known.address.clone(),
         });
+    }
+    if servers.contains_key(&id) {
+        return Ok(Some(ChangeMembers::SetNodes(member)));
     }
     // One that came before under another id and never got so far as to vote.
     let former = situation.replaced_by(server);

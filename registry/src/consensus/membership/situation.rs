@@ -87,6 +87,24 @@ impl Situation {
         heard.copied().unwrap_or_default()
     }
 
+    /// Whether it is away for longer than one that is there can be. A leader that has just begun has not heard of
+    /// everybody, and takes nobody for gone.
+    pub(super) fn is_gone(&self, id: &ServerId) -> bool {
+        self.silence(id) >= ALIVE
+    }
+
+    /// The member whose name server `id` would take: it is there, and at another address.
+    pub(super) fn name_holder(&self, id: &ServerId, server: &Server) -> Option<&Server> {
+        let mut members = self.membership.servers.iter();
+        let holder = members.find(|(other, known)| {
+            *other != id
+                && known.name == server.name
+                && known.address != server.address
+                && !self.is_gone(other)
+        });
+        holder.map(|(_, known)| known)
+    }
+
     /// The voter that is dead for longest.
     pub(super) fn dead_voter(&self) -> Option<ServerId> {
         let dead = self.voters().into_iter().map(|id| (self.silence(&id), id));
@@ -115,7 +133,7 @@ impl Situation {
     }
 
     /// The members whose place `server` takes: those at its address, which can only be one server's, and
-    /// those of its name that are not alive.
+    /// those of its name that are gone.
     pub(super) fn replaced_by<'a>(
         &'a self,
         server: &'a Server,
@@ -123,7 +141,7 @@ impl Situation {
         let members = self.membership.servers.iter();
         members
             .filter(move |(id, known)| {
-                known.address == server.address || known.name == server.name && !self.is_alive(id)
+                known.address == server.address || known.name == server.name && self.is_gone(id)
             })
             .map(|(id, _)| *id)
     }

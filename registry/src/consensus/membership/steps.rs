@@ -11,7 +11,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::{
     ALIVE, Change, DEAD, DiskState, Failed, LOOK, change_membership,
-    health::{Bounds, Health, Healths},
+    health::{Bounds, Healths},
     situation::Situation,
 };
 use crate::{
@@ -37,8 +37,8 @@ enum Step {
     Wait,
     /// A change that was begun is to be finished.
     Finish,
-    /// This server has another name or address than the membership says.
-    CorrectOwn,
+    /// The membership has another name or address of this server.
+    CorrectOwn(Server),
     /// These are the voters.
     SetVoters(BTreeSet<ServerId>),
     /// This server is dead, and the rest is better off without it.
@@ -119,11 +119,14 @@ fn next_step(situation: &Situation, own_server: &Server, policy: &Policy) -> Ste
         return Step::Finish;
     }
     let servers = &situation.membership.servers;
-    if servers
-        .get(&situation.own)
-        .is_some_and(|known| known != own_server)
-    {
-        return Step::CorrectOwn;
+    if let Some(known) = servers.get(&situation.own) {
+        let mut own = own_server.clone();
+        if situation.name_holder(&situation.own, own_server).is_some() {
+            own.name.clone_from(&known.name);
+        }
+        if own != *known {
+            return Step::CorrectOwn(own);
+        }
     }
     let mut learners = servers
         .iter()
@@ -178,7 +181,7 @@ pub(in super::super) struct Care {
     pub(in super::super) disk: Disk,
     pub(in super::super) peer_disks: PeerDisks,
     /// Told what is found.
-    pub(in super::super) healths: watch::Sender<BTreeMap<ServerId, Health>>,
+    pub(in super::super) healths: watch::Sender<Healths>,
 }
 
 impl Care {
@@ -194,6 +197,8 @@ impl Care {
 struct Seen {
     leading_since: Option<Instant>,
     healths: Healths,
+    /// Somebody else has the name of this server, and it was said.
+    namesake: bool,
 }
 
 impl Seen {
@@ -210,8 +215,23 @@ impl Seen {
         let config = care.registry.view().autopilot();
         let bounds = Bounds::new(&config, care.heartbeat);
         self.healths.observe(&situation, &care.disks(), bounds);
-        care.healths.send_replace(self.healths.all.clone());
+        care.healths.send_replace(self.healths.clone());
         self.healths.complete(&mut situation);
+        let namesake = situation
+            .leading
+            .then(|| situation.name_holder(&care.own, &care.own_server));
+        let namesake = namesake.flatten();
+        if let Some(other) = namesake
+            && !self.namesake
+        {
+            tracing::error!(
+                name = other.name,
+                address = other.address,
+                "another server has the name of this one, which keeps the one it had: give each server a name of its \
+                 own (-node)"
+            );
+        }
+        self.namesake = namesake.is_some();
         let step = next_step(&situation, &care.own_server, &Policy::of(&config));
         (situation, step)
     }
@@ -223,8 +243,8 @@ impl Step {
         Some(match self {
             Step::Nothing | Step::Wait => return None,
             Step::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
-            Step::CorrectOwn => {
-                ChangeMembers::SetNodes(BTreeMap::from([(care.own, care.own_server.clone())]))
+            Step::CorrectOwn(own) => {
+                ChangeMembers::SetNodes(BTreeMap::from([(care.own, own.clone())]))
             }
             Step::SetVoters(voters) => ChangeMembers::ReplaceAllVoters(voters.clone()),
             Step::Remove(dead) if situation.is_voter(dead) => {
@@ -257,7 +277,7 @@ pub(in super::super) async fn look_after_members(care: Care) {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
-            Step::Finish | Step::CorrectOwn | Step::SetVoters(_) | Step::Remove(_) => {}
+            Step::Finish | Step::CorrectOwn(_) | Step::SetVoters(_) | Step::Remove(_) => {}
         }
         // Whoever had the turn before may have changed what this goes by.
         let turn = care.turn.lock().await;

@@ -151,8 +151,31 @@ fn a_leader_that_moved_says_so() {
     };
     assert_eq!(
         next_step(&situation, &moved, &Policy::of(&AutopilotConfig::default())),
-        Step::CorrectOwn
+        Step::CorrectOwn(moved)
     );
+}
+
+#[test]
+fn a_leader_that_has_the_name_of_another_one_keeps_its_own() {
+    let mut situation = situation([1, 2, 3], []);
+    let named = |address: &str| Server {
+        name: server(2).name,
+        address: address.into(),
+    };
+    let next = |situation: &Situation, own: &Server| next_step(situation, own, &policy());
+    let own = named(&server(1).address);
+    assert_eq!(next(&situation, &own), Step::Nothing);
+    // It has moved all the same.
+    let kept = Server {
+        address: "moved:1".into(),
+        ..server(1)
+    };
+    assert_eq!(next(&situation, &named("moved:1")), Step::CorrectOwn(kept));
+    // Nobody is taken for gone by who has just begun to lead.
+    situation.heard.remove(&id(2));
+    assert_eq!(next(&situation, &own), Step::Nothing);
+    situation.known_for.insert(id(2), ALIVE);
+    assert_eq!(next(&situation, &own), Step::CorrectOwn(own.clone()));
 }
 
 fn policy() -> Policy {

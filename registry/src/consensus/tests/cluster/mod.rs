@@ -386,6 +386,34 @@ async fn names_are_not_taken_from_the_living() {
     );
 }
 
+/// A server is started again under the name of another one.
+#[tokio::test(start_paused = true)]
+async fn nor_do_members_take_them_from_each_other() {
+    let mut cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let names = |consensus: &Consensus| {
+        let members = consensus.members().into_iter();
+        members.map(|m| m.name).collect::<BTreeSet<_>>()
+    };
+    let all = names(cluster.at(leader));
+    let taken = cluster.machines[other].server.name.clone();
+    cluster.crash(one).await;
+    cluster.machines[one].server.name = taken.clone();
+    cluster.start(one).await;
+    let machine = &cluster.machines[one];
+    let admit = async |consensus: &Consensus| {
+        let server = machine.server.clone();
+        consensus.admit(machine.id, server).await
+    };
+    let refused = admit(cluster.at(leader)).await.unwrap_err();
+    assert!(
+        matches!(&refused, MembershipError::NameTaken { name, .. } if *name == taken),
+        "{refused}"
+    );
+    assert_eq!(names(cluster.at(leader)), all);
+}
+
 /// Whoever knows the name of the cluster may ask, under any name and for any address.
 #[tokio::test(start_paused = true)]
 async fn who_asks_to_be_let_in_has_to_be_where_it_says() {
