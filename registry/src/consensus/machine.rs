@@ -25,6 +25,7 @@ use super::{
         TypeConfig,
     },
     runtime::{spawn_blocking, watch},
+    sending::Sending,
 };
 use crate::{
     log::{Server, ServerId},
@@ -36,6 +37,9 @@ use crate::{
 /// How many entries are applied at once at most: it bounds how long the first of them waits for
 /// its answer, and how stale the view can be under load.
 const BATCH: usize = 512;
+
+/// By how many times what makes a snapshot due the log may grow for one that is sent a snapshot.
+const KEPT_FOR_SLOW: u64 = 4;
 
 pub(super) struct Machine {
     /// Away only while it is being restored; openraft stops for good if that fails.
@@ -56,6 +60,7 @@ pub(super) struct Snapshots {
     /// One permit: held while a snapshot of a peer arrives.
     pub(super) receiving: Arc<Semaphore>,
     pub(super) policy: SnapshotPolicy,
+    pub(super) sending: Sending,
     entries: AtomicU64,
     bytes: AtomicU64,
     /// The log has grown enough for a new snapshot.
@@ -82,6 +87,14 @@ impl Default for SnapshotPolicy {
     }
 }
 
+/// What of the log can go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Purgeable {
+    pub(super) up_to: u64,
+    /// More could, were it not for a server that is sent a snapshot.
+    pub(super) waits: bool,
+}
+
 impl Snapshots {
     pub(super) fn new(store: SnapshotStore, policy: SnapshotPolicy) -> Arc<Snapshots> {
         Arc::new(Snapshots {
@@ -89,6 +102,7 @@ impl Snapshots {
             writing: Arc::new(Semaphore::new(1)),
             receiving: Arc::new(Semaphore::new(1)),
             policy,
+            sending: Sending::default(),
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             due: Notify::new(),
@@ -97,6 +111,7 @@ impl Snapshots {
 
     /// Counts what was applied since the last snapshot.
     fn grew(&self, entries: u64, bytes: u64) {
+        self.sending.grew(bytes);
         let entries = self.entries.fetch_add(entries, Ordering::Relaxed) + entries;
         let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if entries >= self.policy.entries || bytes >= self.policy.bytes {
@@ -104,12 +119,19 @@ impl Snapshots {
         }
     }
 
-    /// Up to where the log can go; `None`: it is needed whole.
-    pub(super) fn purgeable(&self) -> Option<u64> {
+    /// Up to where the log can go; `None`: it is needed whole. Where there is no `room` to spare, it is not kept for
+    /// those that are sent a snapshot.
+    pub(super) fn purgeable(&self, room: bool) -> Option<Purgeable> {
         let unneeded = self.store.log_needed_after()?.index;
         let newest = self.store.current()?.meta().last?.index;
         let trailing = newest.checked_sub(self.policy.trailing)?;
-        Some(unneeded.min(trailing))
+        let up_to = unneeded.min(trailing);
+        let most = self.policy.bytes.saturating_mul(KEPT_FOR_SLOW);
+        let needed = self.sending.needed_after(most).filter(|_| room);
+        Some(Purgeable {
+            up_to: needed.map_or(up_to, |after| after.min(up_to)),
+            waits: needed.is_some_and(|after| after < up_to),
+        })
     }
 
     fn taken(&self) {

@@ -28,6 +28,7 @@ mod raft;
 mod receive;
 mod recovery;
 mod runtime;
+mod sending;
 mod stats;
 mod storage;
 mod supervisor;
@@ -197,6 +198,7 @@ impl Consensus {
             own: id,
             addresses: addresses.clone(),
             disks: peer_disks.clone(),
+            sending: snapshots.sending.clone(),
         };
         // It may have acknowledged a leader right before it went down, and votes for nobody, itself included, until
         // that leader's lease is over. Alone it has nobody to wait for, and stands for election below.
@@ -228,6 +230,7 @@ impl Consensus {
                 patience,
             },
             snapshots.clone(),
+            disk.space.clone(),
             addresses,
             stopping.clone(),
             config.on_fatal,

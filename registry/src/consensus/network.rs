@@ -32,6 +32,7 @@ use super::{
     disk::PeerDisks,
     identity::Identity,
     raft::{self, LeaderId, RaftLogId, RaftVote, TypeConfig},
+    sending::Sending,
 };
 use crate::{
     log::{Entry, Server, ServerId},
@@ -56,6 +57,7 @@ pub(super) struct Network {
     pub(super) addresses: Addresses,
     /// What the others say of their disks.
     pub(super) disks: PeerDisks,
+    pub(super) sending: Sending,
 }
 
 /// Where the members are, kept up to date: a server may come back under another address while streams to
@@ -331,6 +333,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let (transport, route) = self.way(Lane::Snapshot)?;
+        let index = snapshot.snapshot.meta().index();
+        let _underway = self.network.sending.begin(self.id, index);
         let sent = transport.snapshot(route, raft::vote(&vote), snapshot.snapshot);
         tokio::select! {
             biased;

@@ -14,8 +14,9 @@ use openraft::{Instant as _, Raft, async_runtime::watch::WatchReceiver, errors::
 use super::{
     FatalHandler, Leader,
     contact::Contact,
+    disk::{Room, Space},
     leader,
-    machine::{Machine, Snapshots},
+    machine::{Machine, Purgeable, Snapshots},
     network::Addresses,
     raft::TypeConfig,
     runtime::{self, Instant, watch},
@@ -28,6 +29,9 @@ pub(super) struct Supervisor {
     /// Since when this server leads.
     leading_since: Option<Instant>,
     snapshots: Arc<Snapshots>,
+    space: Arc<Space>,
+    /// The log is longer than it would be without those that are sent a snapshot.
+    purge_waits: bool,
     addresses: Addresses,
     stopping: Arc<AtomicBool>,
     on_fatal: FatalHandler,
@@ -47,6 +51,7 @@ impl Supervisor {
         raft: Raft<TypeConfig, Machine>,
         touch: Touch,
         snapshots: Arc<Snapshots>,
+        space: Arc<Space>,
         addresses: Addresses,
         stopping: Arc<AtomicBool>,
         on_fatal: FatalHandler,
@@ -57,6 +62,8 @@ impl Supervisor {
             touch,
             leading_since: None,
             snapshots,
+            space,
+            purge_waits: false,
             addresses,
             stopping,
             on_fatal,
@@ -86,7 +93,11 @@ impl Supervisor {
                     }
                 }
                 changed = metrics.changed() => if changed.is_err() { break },
-                () = pause(look_again) => {}
+                () = pause(look_again) => {
+                    if self.purge_waits && self.purge().await.is_err() {
+                        break;
+                    }
+                }
             }
         }
         self.leader.send_replace(None);
@@ -96,11 +107,13 @@ impl Supervisor {
     }
 
     /// Shortens the log after a snapshot.
-    async fn purge(&self) -> Result<(), Fatal<TypeConfig>> {
-        match self.snapshots.purgeable() {
-            Some(up_to) => self.raft.trigger().purge_log(up_to).await,
-            None => Ok(()),
-        }
+    async fn purge(&mut self) -> Result<(), Fatal<TypeConfig>> {
+        let room = self.space.look() == Room::Enough;
+        let Some(Purgeable { up_to, waits }) = self.snapshots.purgeable(room) else {
+            return Ok(());
+        };
+        self.purge_waits = waits;
+        self.raft.trigger().purge_log(up_to).await
     }
 
     fn publish_leader(&mut self) {

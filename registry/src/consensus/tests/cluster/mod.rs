@@ -291,6 +291,45 @@ async fn a_server_joins_by_snapshot_and_gets_a_vote_when_it_has_the_log() {
     cluster.agree_on(&keys).await;
 }
 
+/// The state takes longer to be sent than the log takes to grow by several snapshots.
+#[tokio::test(start_paused = true)]
+async fn who_gets_a_snapshot_slowly_finds_the_log_after_it() {
+    let mut cluster = Cluster::empty();
+    cluster.snapshots = SnapshotPolicy {
+        entries: 100,
+        ..SnapshotPolicy::default()
+    };
+    let mut cluster = cluster.found(3).await;
+    let leader = cluster.leader().await;
+    let slow = (leader + 1) % 3;
+    cluster.crash(slow).await;
+    let mut keys = Vec::new();
+    for n in 0..400 {
+        keys.push(format!("key-{n}"));
+        assert!(cluster.write(&keys[n]).await);
+    }
+    purged_after(cluster.at(leader), 100).await;
+    cluster.net.slow_snapshots(Duration::from_secs(10));
+    cluster.start(slow).await;
+    for n in 400..2_000 {
+        keys.push(format!("key-{n}"));
+        assert!(cluster.write(&keys[n]).await);
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    let consensus = cluster.at(leader);
+    let last = consensus.registry().view().log_index();
+    let caught_up = cluster.at(slow).wait_applied(last);
+    tokio::time::timeout(Duration::from_secs(1), caught_up)
+        .await
+        .expect("it is always behind")
+        .unwrap();
+    assert_eq!(cluster.net.snapshots(), 1);
+    // It is not kept for longer than that takes.
+    let purged = consensus.inner.log.state().purged.unwrap().index;
+    assert!(last - purged < 400, "{purged} of {last}");
+    cluster.agree_on(&keys).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_server_that_lost_its_data_takes_its_place_under_another_id() {
     let mut cluster = Cluster::founded(3).await;

@@ -42,6 +42,9 @@ struct Links {
     loss: Option<(Chance, u64)>,
     /// Each message is on its way for so many milliseconds at most.
     delay: Option<Chance>,
+    /// How long a snapshot is on its way, and how many have arrived.
+    snapshots_take: Duration,
+    snapshots: usize,
     /// Who gives a vote is cut off from the candidate right after, once; and then it is here who it was.
     cut_voter: bool,
     voter: Option<ServerId>,
@@ -142,6 +145,15 @@ impl Net {
 
     pub(super) fn delay(&self, seed: u64) {
         self.links().delay = Some(Chance::new(seed));
+    }
+
+    pub(super) fn slow_snapshots(&self, take: Duration) {
+        self.links().snapshots_take = take;
+    }
+
+    /// How many snapshots have been sent to their end.
+    pub(super) fn snapshots(&self) -> usize {
+        self.links().snapshots
     }
 
     pub(super) fn cut_next_voter(&self) {
@@ -427,8 +439,13 @@ impl Transport for Wire {
         vote: Vote,
         snapshot: crate::snapshot::Snapshot,
     ) -> BoxFuture<'_, Result<Vote, TransportError>> {
-        let from = route.envelope.from;
+        let (from, net) = (route.envelope.from, self.net.clone());
         let serve = move |host: Host| async move {
+            let take = net.links().snapshots_take;
+            if !take.is_zero() {
+                tokio::time::sleep(take).await;
+            }
+            net.links().snapshots += 1;
             let bytes = snapshot.bytes();
             host.consensus.receive_snapshot(from, vote, bytes).await
         };
