@@ -182,7 +182,7 @@ fn questions() -> Vec<Question> {
         (WatchKey::ServiceNames, |view, _| {
             let names: BTreeMap<_, _> = view
                 .services()
-                .map(|entry| (entry.name.to_lowercase(), entry.tags()))
+                .map(|entry| (&entry.name, entry.tags()))
                 .collect();
             (view.indexes().service_names, format!("{names:?}"))
         }),
@@ -213,8 +213,9 @@ fn questions() -> Vec<Question> {
             let WatchKey::Service(name) = key else {
                 unreachable!()
             };
-            let instances = view.service(name).map(|entry| &entry.instances);
-            (view.service_index(name), format!("{instances:?}"))
+            let entry = view.service(name);
+            let shown = entry.map(|entry| (&entry.name, &entry.instances));
+            (view.service_index(name), format!("{shown:?}"))
         }));
     }
     for key in ["a", "a/b", "b"] {

@@ -35,7 +35,7 @@ pub type InstanceKey = (Str, Str);
 /// A service: all its instances.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceEntry {
-    /// As the newest instance spells it.
+    /// As the first of its instances spells it: the same on every server, and after a restore.
     pub name: Str,
     pub instances: OrdMap<InstanceKey, Arc<Instance>>,
     /// When any instance, its node or its checks last changed.
@@ -92,6 +92,17 @@ impl Instance {
 }
 
 impl ServiceEntry {
+    /// Takes the name from the instances that there are now, and says whether it has become another one.
+    pub(super) fn take_name(&mut self) -> bool {
+        match self.instances.values().next() {
+            Some(first) if first.service.name != self.name => {
+                self.name = first.service.name.clone();
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Every tag that an instance carries, sorted, each once.
     pub fn tags(&self) -> &Arc<[Str]> {
         self.answers.tags.get_or_init(|| {

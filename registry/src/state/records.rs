@@ -315,10 +315,10 @@ impl State {
                 let mut entry = services.remove(&name).unwrap_or_default();
                 {
                     let entry = Arc::make_mut(&mut entry);
-                    entry.name = service.name.clone();
                     entry.index = entry.index.max(service.modify_index);
                     let instance = Arc::new(Instance::new(node, service));
                     entry.instances.insert(instance_key, instance);
+                    entry.take_name();
                 }
                 services.insert(name, entry);
             }

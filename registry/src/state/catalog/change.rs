@@ -342,7 +342,6 @@ impl State {
             let instance_key = (key.clone(), service.id.clone());
             let mut previous = None;
             self.change_service(index, name.clone(), touched, |entry| {
-                entry.name = service.name.clone();
                 previous = entry.instances.insert(instance_key.clone(), instance);
             });
             let previous = previous.as_ref().map(|old| &old.service.address);
@@ -390,11 +389,16 @@ impl State {
         change: impl FnOnce(&mut ServiceEntry),
     ) {
         let mut entry = self.services.get(&name).cloned().unwrap_or_default();
-        {
+        let renamed = {
             let entry = Arc::make_mut(&mut entry);
             entry.answers = Answers::default();
             entry.index = index;
             change(entry);
+            entry.take_name()
+        };
+        if renamed {
+            self.indexes.service_names = index;
+            touched.add(WatchKey::ServiceNames);
         }
         self.services.insert(name.clone(), entry);
         touched.add(WatchKey::Service(name));

@@ -145,6 +145,38 @@ fn the_last_instance_takes_the_service_away() {
     assert!(deregister(&mut state, "n1", DeregisterTarget::Service("web-1".into())).is_empty());
 }
 
+/// Names that differ in case are one service, which is shown under one of them: the same on every server.
+#[test]
+fn a_service_is_called_as_its_first_instance_calls_it() {
+    let mut state = State::default();
+    let on = |name: &str, called: &str| Register {
+        node: node(name, "", "10.0.0.1"),
+        service: Some(service("web-1", called)),
+        ..Register::default()
+    };
+    register(&mut state, on("n2", "web"));
+    register(&mut state, on("n3", "WEB"));
+    assert_eq!(&*state.services["web"].name, "web");
+    let (_, touched) = register(&mut state, on("n1", "Web"));
+    assert_eq!(&*state.services["web"].name, "Web");
+    assert!(touched.contains(&WatchKey::ServiceNames));
+    // The same instance, spelt otherwise.
+    let (_, touched) = register(&mut state, on("n1", "wEb"));
+    assert_eq!(&*state.services["web"].name, "wEb");
+    assert!(touched.contains(&WatchKey::ServiceNames));
+    assert_eq!(state.indexes.service_names, 4);
+    let (_, touched) = register(&mut state, on("n3", "web"));
+    assert!(!touched.contains(&WatchKey::ServiceNames));
+
+    let mut restored = State::restored(state.applied());
+    for record in state.records() {
+        restored.insert(record).unwrap();
+    }
+    assert_eq!(restored.services["web"].name, state.services["web"].name);
+    deregister(&mut state, "n1", DeregisterTarget::Node);
+    assert_eq!(&*state.services["web"].name, "web");
+}
+
 #[test]
 fn an_id_under_a_new_name_renames_the_node() {
     let mut state = State::default();
