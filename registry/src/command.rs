@@ -194,6 +194,15 @@ impl Command {
         buffer.into_inner().freeze()
     }
 
+    /// Whether an encoded command puts another state in the place of the whole one, which takes long. Only looks at how
+    /// it begins.
+    pub(crate) fn replaces_state(bytes: &[u8]) -> bool {
+        // A map of one entry, whose value is one: {"Restore": {"Finish": ...}}.
+        bytes
+            .strip_prefix(&[ENCODING])
+            .is_some_and(|body| body.starts_with(b"\x81\xa7Restore\x81\xa6Finish"))
+    }
+
     pub fn decode(bytes: &[u8]) -> Result<Command, DecodeError> {
         match bytes.split_first() {
             None => Err(DecodeError::Empty),
@@ -224,6 +233,23 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_end_of_a_restore_replaces_the_state() {
+        let id = Str::from("r1");
+        let part = RestoreCommand::Part {
+            id: id.clone(),
+            at: 0,
+            bytes: Bytes::new(),
+            time: Default::default(),
+        };
+        let finish = RestoreCommand::Finish { id, parts: 1 };
+        for (command, replaces) in [(part, false), (finish, true)] {
+            let encoded = Command::Restore(command).encode();
+            assert_eq!(Command::replaces_state(&encoded), replaces);
+        }
+        assert!(!Command::replaces_state(b""));
+    }
 
     #[test]
     fn outcomes_survive_the_way_between_servers() {

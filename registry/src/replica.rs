@@ -105,7 +105,7 @@ impl Replica {
     where
         E: From<RecordError>,
     {
-        let mut state = State::restored(index);
+        let mut state = State::restored(index)?;
         for record in records {
             state.insert(record?)?;
         }

@@ -176,19 +176,33 @@ fn check_version(root: &Path, node: Uuid, reused: bool) -> Result<ServerId, Data
     Ok(ServerId(server))
 }
 
-/// Whole or not at all: a crash leaves either no version file or a good one.
 fn write_version(root: &Path, node: Uuid, server: Uuid) -> io::Result<()> {
-    let temporary = root.join("VERSION.tmp");
+    let text = format!("{VERSION}\n{node}\n{server}\n");
+    replace(&root.join("VERSION"), text.as_bytes())
+}
+
+/// Gives a file of the directory this content, durably, and to its owner alone. Whole or not at all: a crash leaves what
+/// was there before, or this.
+pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(&temporary)?;
-    write!(file, "{VERSION}\n{node}\n{server}\n")?;
+    file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(&temporary, root.join("VERSION"))?;
-    sync_dir(root)
+    fs::rename(&temporary, path)?;
+    sync_parent(path)
+}
+
+/// Makes durable that a file of the directory came or went.
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {

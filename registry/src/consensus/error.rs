@@ -1,5 +1,7 @@
 //! What can go wrong with consensus, from the caller's side.
 
+use std::path::PathBuf;
+
 use super::{DataDirError, DiskFull, Leader, RecoveryError};
 use crate::snapshot::SnapshotError;
 
@@ -12,6 +14,13 @@ pub enum StartError {
     Log(std::io::Error),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error(
+        "the log begins with entry {begin}, and no snapshot in {directory} that is whole reaches so far, so a part of the \
+         state is gone here. Nothing was changed. Other servers of the cluster have all of it: empty the data directory of this \
+         one, and it joins them anew. If there are none, empty it too, and restore an archive of `wharf snapshot save`",
+        directory = directory.display()
+    )]
+    Lacking { directory: PathBuf, begin: u64 },
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
     #[error("the settings contradict each other: {0}")]

@@ -6,14 +6,12 @@
 //! address was written down wrong, do not become one.
 
 use std::{
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{ClusterId, DataDirError, Envelope};
+use super::{ClusterId, DataDirError, Envelope, data_dir};
 use crate::log::ServerId;
 
 /// Why a message was not even looked at.
@@ -113,7 +111,7 @@ impl Identity {
         if let Some(file) = &self.file {
             match fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => sync_parent(file)?,
+                _ => data_dir::sync_parent(file)?,
             }
         }
         *cluster = None;
@@ -133,28 +131,11 @@ impl Identity {
         let Some(path) = &self.file else {
             return Ok(());
         };
-        let temporary = path.with_extension("tmp");
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        writeln!(file, "{cluster}")?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        sync_parent(path)
+        data_dir::replace(path, format!("{cluster}\n").as_bytes())
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<ClusterId>> {
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) => fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
     }
 }
 

@@ -24,10 +24,12 @@ use super::{
         self, LeaderId, Proposal, RaftLogId, SnapshotMeta as RaftSnapshotMeta, StoredMembership,
         TypeConfig,
     },
+    recovery::NewMembers,
     runtime::{spawn_blocking, watch},
     sending::Sending,
 };
 use crate::{
+    command::{Command, Outcome},
     log::{Server, ServerId},
     replica::{Committed, Replica},
     snapshot::{Snapshot, SnapshotError, SnapshotMeta, SnapshotStore},
@@ -42,7 +44,7 @@ const BATCH: usize = 512;
 const KEPT_FOR_SLOW: u64 = 4;
 
 pub(super) struct Machine {
-    /// Away only while it is being restored; openraft stops for good if that fails.
+    /// Away only while entries are applied or it is restored; openraft stops for good if that fails.
     replica: Option<Replica>,
     applied: Option<RaftLogId>,
     membership: StoredMembership,
@@ -61,6 +63,7 @@ pub(super) struct Snapshots {
     pub(super) receiving: Arc<Semaphore>,
     pub(super) policy: SnapshotPolicy,
     pub(super) sending: Sending,
+    members: Option<Arc<NewMembers>>,
     entries: AtomicU64,
     bytes: AtomicU64,
     /// The log has grown enough for a new snapshot.
@@ -96,17 +99,32 @@ pub(super) struct Purgeable {
 }
 
 impl Snapshots {
-    pub(super) fn new(store: SnapshotStore, policy: SnapshotPolicy) -> Arc<Snapshots> {
+    /// `members`: who they are instead of those that an older snapshot names.
+    pub(super) fn new(
+        store: SnapshotStore,
+        policy: SnapshotPolicy,
+        members: Option<Arc<NewMembers>>,
+    ) -> Arc<Snapshots> {
         Arc::new(Snapshots {
             store,
             writing: Arc::new(Semaphore::new(1)),
             receiving: Arc::new(Semaphore::new(1)),
             policy,
             sending: Sending::default(),
+            members,
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             due: Notify::new(),
         })
+    }
+
+    /// The newest, with the members that count.
+    fn current(&self) -> Option<Snapshot> {
+        let mut current = self.store.current()?;
+        if let Some(members) = &self.members {
+            members.correct_snapshot(current.meta_mut());
+        }
+        Some(current)
     }
 
     /// Counts what was applied since the last snapshot.
@@ -157,12 +175,34 @@ impl Machine {
         (machine, receiver)
     }
 
-    fn replica(&mut self) -> io::Result<&mut Replica> {
-        let gone = || io::Error::other("the state was lost in a failed restore");
-        self.replica.as_mut().ok_or_else(gone)
+    /// Applies entries, and publishes the result.
+    async fn advance(&mut self, committed: Vec<Committed>) -> io::Result<Vec<Outcome>> {
+        let mut replica = self.replica.take().ok_or_else(gone)?;
+        let restores = committed.iter().any(|entry| {
+            entry
+                .command
+                .as_deref()
+                .is_some_and(Command::replaces_state)
+        });
+        let (replica, outcomes) = match restores {
+            // That may take seconds, in which others need this thread.
+            true => {
+                let apply = move || {
+                    let outcomes = replica.apply(&committed);
+                    (replica, outcomes)
+                };
+                spawn_blocking(apply).await.map_err(io::Error::other)?
+            }
+            false => {
+                let outcomes = replica.apply(&committed);
+                (replica, outcomes)
+            }
+        };
+        self.replica = Some(replica);
+        outcomes.map_err(io::Error::other)
     }
 
-    fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+    async fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let mut committed = Vec::with_capacity(batch.len());
         let mut responders = Vec::with_capacity(batch.len());
         let mut bytes = 0;
@@ -185,10 +225,8 @@ impl Machine {
             responders.push(responder);
             applied = Some(entry.log_id);
         }
-        let outcomes = self
-            .replica()?
-            .apply(&committed)
-            .map_err(io::Error::other)?;
+        let entries = committed.len() as u64;
+        let outcomes = self.advance(committed).await?;
         self.applied = applied;
         if let Some(membership) = membership {
             self.membership = membership;
@@ -201,9 +239,13 @@ impl Machine {
                 responder.send(outcome);
             }
         }
-        self.snapshots.grew(committed.len() as u64, bytes);
+        self.snapshots.grew(entries, bytes);
         Ok(())
     }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the state was lost in a failed restore")
 }
 
 impl RaftStateMachine<TypeConfig> for Machine {
@@ -220,7 +262,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     {
         let mut batches = entries.ready_chunks(BATCH);
         while let Some(batch) = batches.next().await {
-            self.apply_batch(batch.into_iter().collect::<io::Result<_>>()?)?;
+            self.apply_batch(batch.into_iter().collect::<io::Result<_>>()?)
+                .await?;
         }
         Ok(())
     }
@@ -248,7 +291,6 @@ impl RaftStateMachine<TypeConfig> for Machine {
         meta: &RaftSnapshotMeta,
         snapshot: Snapshot,
     ) -> io::Result<()> {
-        let gone = || io::Error::other("the state was lost in a failed restore");
         let mut replica = self.replica.take().ok_or_else(gone)?;
         let snapshots = self.snapshots.clone();
         let restore = move || -> (Replica, Result<(), SnapshotError>) {
@@ -274,8 +316,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(
         &mut self,
     ) -> io::Result<Option<RaftSnapshot<LeaderId, ServerId, Server, Snapshot>>> {
-        let current = self.snapshots.store.current();
-        current.map(raft_snapshot).transpose()
+        self.snapshots.current().map(raft_snapshot).transpose()
     }
 }
 
@@ -313,8 +354,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
                 SnapshotError::Interrupted => tracing::debug!("no snapshot at the shutdown"),
                 error => tracing::error!(%error, "no snapshot was taken"),
             }
-            let current = self.snapshots.store.current();
-            current.unwrap_or_else(Snapshot::none)
+            self.snapshots.current().unwrap_or_else(Snapshot::none)
         }))
     }
 }

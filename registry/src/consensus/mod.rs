@@ -24,11 +24,13 @@ mod identity;
 mod machine;
 mod membership;
 mod network;
+mod opened;
 mod raft;
 mod receive;
 mod recovery;
 mod runtime;
 mod sending;
+mod settings;
 mod stats;
 mod storage;
 mod supervisor;
@@ -45,7 +47,7 @@ use std::{
 
 use bytes::Bytes;
 use openraft::{
-    Config, Raft, ReadPolicy, SnapshotPolicy as RaftSnapshotPolicy,
+    Config, Raft, ReadPolicy,
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError},
 };
@@ -56,20 +58,21 @@ use self::{
     admission::{Admission, Permit, Refused},
     contact::Contact,
     data_dir::DataDir,
-    disk::{Disk, PeerDisks, Space},
+    disk::{Disk, PeerDisks},
     identity::Identity,
     machine::{Machine, Snapshots},
     network::{Addresses, Network},
+    opened::Opened,
     raft::{Proposal, Reply, TypeConfig},
     runtime::{Instant, watch},
+    settings::raft_config,
     storage::Storage,
     supervisor::{Supervisor, Touch},
 };
 use crate::{
     command::{Command, Outcome},
-    log::{DiskLog, DiskLogConfig, LogStore, MemoryLog, Server, ServerId},
+    log::{LogStore, Server, ServerId},
     replica::{Registry, Replica},
-    snapshot::SnapshotStore,
 };
 
 pub use config::{ConsensusConfig, FatalHandler, Limits, Timings};
@@ -177,11 +180,11 @@ impl Consensus {
             name: config.node_name,
             address: config.server_address,
         };
-        let snapshots = Snapshots::new(opened.snapshots, config.snapshots);
+        let snapshots = Snapshots::new(opened.snapshots, config.snapshots, opened.members.clone());
         let replica = Replica::new();
         let registry = replica.registry();
         let (machine, applied) = Machine::new(replica, snapshots.clone());
-        let storage = Storage::new(opened.log.clone());
+        let storage = Storage::new(opened.log.clone(), opened.members);
         let disk = Disk {
             space: opened.space,
             flushes: storage.flushes.clone(),
@@ -575,104 +578,6 @@ fn leader(id: ServerId, server: Server) -> Leader {
 
 fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
     slot.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
-
-/// The stores of a server.
-struct Opened {
-    id: ServerId,
-    identity: Arc<Identity>,
-    log: Arc<dyn LogStore>,
-    snapshots: SnapshotStore,
-    space: Arc<Space>,
-    recovered: Option<Recovered>,
-    data_dir: Option<DataDir>,
-}
-
-impl Opened {
-    /// With everything else in memory.
-    fn in_memory(node_uuid: Uuid, log: Arc<dyn LogStore>) -> Opened {
-        let id = ServerId(node_uuid);
-        Opened {
-            id,
-            identity: Arc::new(Identity::in_memory(id)),
-            log,
-            snapshots: SnapshotStore::in_memory(),
-            space: Space::in_memory(),
-            recovered: None,
-            data_dir: None,
-        }
-    }
-
-    /// Blocks while the log is read.
-    fn open(config: &ConsensusConfig) -> Result<Opened, StartError> {
-        let Some(data_dir) = &config.data_dir else {
-            return Ok(Opened::in_memory(
-                config.node_uuid,
-                Arc::new(MemoryLog::new()),
-            ));
-        };
-        let data_dir = DataDir::open(data_dir, config.node_uuid, config.node_uuid_reused)?;
-        let log = DiskLog::open(DiskLogConfig::new(data_dir.log())).map_err(StartError::Log)?;
-        let id = data_dir.server();
-        let identity = Identity::open(id, data_dir.root(), log.state().last.is_some())?;
-        let mut snapshots = SnapshotStore::open(data_dir.snapshots())?;
-        let recovered = recovery::recover(data_dir.root(), id, &log, &identity, &snapshots)?;
-        if recovered.is_some() {
-            snapshots = SnapshotStore::open(data_dir.snapshots())?;
-        }
-        let space = Space::of(data_dir.root());
-        let room = {
-            let space = space.clone();
-            move |bytes| space.admit_snapshot(bytes).map_err(std::io::Error::other)
-        };
-        Ok(Opened {
-            id,
-            identity: Arc::new(identity),
-            log: Arc::new(log),
-            snapshots: snapshots.within(room),
-            space,
-            recovered,
-            data_dir: Some(data_dir),
-        })
-    }
-}
-
-/// The settings of openraft. What is not here is as its authors chose it; why each of these differs:
-/// `research/registry.md` §1.4.
-fn raft_config(config: &ConsensusConfig) -> Result<Config, StartError> {
-    let Timings {
-        heartbeat,
-        election_min,
-        election_max,
-    } = config.timings;
-    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let raft_config = Config {
-        cluster_name: "wharf".to_owned(),
-        heartbeat_interval: millis(heartbeat),
-        election_timeout_min: millis(election_min),
-        election_timeout_max: millis(election_max),
-        // A snapshot of a large state takes minutes on a slow link.
-        install_snapshot_timeout: millis(Duration::from_secs(600)),
-        // By size too, so the supervisor triggers snapshots, and purges the log after them.
-        snapshot_policy: RaftSnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        replication_lag_threshold: config.snapshots.entries,
-        // The size of a message is bounded in bytes, where the log is read.
-        max_payload_entries: 2048,
-        // Admission is ours, and comes before.
-        api_channel_size: Some(config.limits.proposals_in_flight as u64 + 1024),
-        // A server that was cut off must not depose a good leader when it comes back.
-        enable_pre_vote: Some(true),
-        // A leader that restarts asks for votes like any other: its state may be behind.
-        enable_leader_restore: Some(false),
-        // A leader without a quorum falls silent, so that others may elect (openraft #2080).
-        quorum_loss_probe_interval: Some(millis(election_max).saturating_mul(2)),
-        backoff: "50ms 100ms 200ms ..1s".to_owned(),
-        ..Config::default()
-    };
-    raft_config
-        .validate()
-        .map_err(|error| StartError::Settings(error.to_string()))
 }
 
 /// Founds a cluster of this server, if asked to and there is none; otherwise goes on with what the

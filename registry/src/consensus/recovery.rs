@@ -4,9 +4,10 @@
 //! <data_dir>/raft/peers.json   [{"id": "<server id>", "address": "10.0.0.1:8300", "non_voter": false}, ...]
 //! ```
 //!
-//! It is Consul's, and read once, at the start. Every server that is left gets the same one. What this server has in its
-//! log counts as agreed, all of it; the result becomes a snapshot with the new members, and the log begins after it.
-//! So no entry is made up, and among several survivors the one that has most is elected as always.
+//! It is Consul's, and read once, at the start. Every server that is left gets the same one. From then on whatever the
+//! log and the snapshot say of members up to their end is read as these ([`NewMembers`]). Nothing else is touched, and
+//! no entry is made up: which of the survivors has most of what was agreed, and what of it counts, is found out by an
+//! election and by replication, as always.
 //!
 //! The cluster gets another name, the same on each of them. A server that was given up and comes back after all would
 //! be a majority together with another such one: it is refused as one of another cluster.
@@ -18,22 +19,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::{ClusterId, Misdirected, identity::Identity};
+use super::{ClusterId, Misdirected, data_dir, identity::Identity};
 use crate::{
-    log::{LogStore, Membership, Payload, Server, ServerId},
-    replica::{Committed, Replica, Unreadable},
+    log::{Entry, LogId, LogState, LogStore, Membership, Payload, Server, ServerId},
+    replica::Replica,
     snapshot::{SnapshotError, SnapshotMeta, SnapshotStore},
 };
 
 const FILE: &str = "peers.json";
+/// What is left of it: who the members are, and up to where.
+const MEMBERS: &str = "recovered.json";
 /// No cluster has servers for more.
 const MAX_FILE: u64 = 64 << 10;
-/// What is read from the log at once, in bytes.
-const READ_BYTES: usize = 4 << 20;
 
 /// Why the servers of the file did not become those of the cluster. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +58,12 @@ pub enum RecoveryError {
         path = path.display()
     )]
     NoData { path: PathBuf },
-    #[error("the log before a recovery cannot be applied: {0}")]
-    Unreadable(#[from] Unreadable),
+    #[error(
+        "{path}, which this server wrote when it was recovered, is unreadable: {reason}. Empty its data directory, and \
+         let it join the others; if there are none, put the file back from a copy",
+        path = path.display()
+    )]
+    Members { path: PathBuf, reason: String },
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error(transparent)]
@@ -68,16 +73,83 @@ pub enum RecoveryError {
 /// What a recovery came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
-    /// Names of the servers with a vote.
+    /// Addresses of the servers with a vote.
     pub voters: Vec<String>,
-    /// The last entry of the log that counts as agreed.
+    /// The last entry that this server has.
     pub index: u64,
 }
 
-#[derive(Debug, Deserialize)]
+/// Who the members are, whatever a part of the log says.
+#[derive(Debug)]
+pub(super) struct NewMembers {
+    /// The last entry that was there when they became it. All later ones are of later leaders.
+    up_to: LogId,
+    membership: Membership,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct MembersFile {
+    term: u64,
+    #[serde(serialize_with = "text", deserialize_with = "uuid")]
+    leader: Uuid,
+    index: u64,
+    servers: Vec<Peer>,
+}
+
+impl NewMembers {
+    /// Those of the last recovery of a server with this directory and log, if the log still has anything of before.
+    pub(super) fn open(root: &Path, log: LogState) -> Result<Option<NewMembers>, RecoveryError> {
+        let path = root.join(MEMBERS);
+        let failed = |source| RecoveryError::Io {
+            path: path.clone(),
+            source,
+        };
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let file: MembersFile =
+            serde_json::from_slice(&text).map_err(|error| RecoveryError::Members {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
+        let up_to = LogId {
+            term: file.term,
+            leader: ServerId(file.leader),
+            index: file.index,
+        };
+        if log.purged > Some(up_to) {
+            fs::remove_file(&path).map_err(failed)?;
+            return Ok(None);
+        }
+        Ok(Some(NewMembers {
+            up_to,
+            membership: membership(&file.servers),
+        }))
+    }
+
+    /// Changes an entry that was read from the log into what it says since.
+    pub(super) fn correct(&self, entry: &mut Entry) {
+        if let Payload::Membership(said) = &mut entry.payload
+            && entry.id <= self.up_to
+        {
+            said.clone_from(&self.membership);
+        }
+    }
+
+    /// The same with what a snapshot says.
+    pub(super) fn correct_snapshot(&self, meta: &mut SnapshotMeta) {
+        if meta.membership_id <= Some(self.up_to) {
+            meta.membership.clone_from(&self.membership);
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Peer {
-    #[serde(deserialize_with = "uuid")]
+    #[serde(serialize_with = "text", deserialize_with = "uuid")]
     id: Uuid,
     address: String,
     #[serde(default)]
@@ -88,6 +160,10 @@ fn uuid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse()
         .map_err(|_| D::Error::custom(format!("{text:?} is no id of a server: a UUID")))
+}
+
+fn text<S: Serializer>(uuid: &Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(uuid)
 }
 
 /// The file of a server with this data directory, if it has one.
@@ -187,71 +263,42 @@ pub(super) fn recover(
         return Err(RecoveryError::NoData { path });
     };
 
-    let mut replica = Replica::new();
-    let mut members = Membership::default();
-    let mut next = 0;
-    if let Some(snapshot) = &current {
-        let index = snapshot.meta().index();
-        members = snapshot.meta().membership.clone();
-        replica.restore(snapshot.reader()?, index)?;
-        next = index + 1;
-    }
-    while next <= last.index {
-        let entries = log.read(next..last.index + 1, READ_BYTES).map_err(failed)?;
-        let Some(end) = entries.last().map(|entry| entry.id.index) else {
-            let gap = io::Error::other(format!("the log has no entry {next}"));
-            return Err(failed(gap));
-        };
-        let mut committed = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let index = entry.id.index;
-            let command = match entry.payload {
-                Payload::Command(bytes) => Some(bytes),
-                Payload::Blank => None,
-                Payload::Membership(membership) => {
-                    members = membership;
-                    None
-                }
-            };
-            committed.push(Committed { index, command });
-        }
-        replica.apply(&committed)?;
-        next = end + 1;
-    }
-
-    let membership = membership(&peers, &members);
-    let recovered = Recovered {
-        voters: membership.voters[0]
-            .iter()
-            .filter_map(|id| membership.servers.get(id))
-            .map(|server| server.name.clone())
-            .collect(),
+    let file = MembersFile {
+        term: last.term,
+        leader: last.leader.0,
         index: last.index,
+        servers: peers,
     };
-    let meta = SnapshotMeta {
-        last: Some(last),
-        membership,
-        membership_id: Some(last),
-    };
-    let view = replica.freeze();
-    snapshots.write(&meta, view.records())?;
-    log.purge(last).map_err(failed)?;
+    let text = serde_json::to_vec(&file).map_err(|error| failed(error.into()))?;
+    data_dir::replace(&root.join(MEMBERS), &text).map_err(failed)?;
+    let peers = file.servers;
+    // It may be sent to others as it is.
+    if let Some(snapshot) = current {
+        let mut replica = Replica::new();
+        replica.restore(snapshot.reader()?, snapshot.meta().index())?;
+        let meta = SnapshotMeta {
+            membership: membership(&peers),
+            ..snapshot.meta().clone()
+        };
+        snapshots.write(&meta, replica.freeze().records())?;
+    }
     identity.rename(name(&peers))?;
-    fs::remove_file(&path).map_err(failed)?;
-    fs::File::open(root)
-        .and_then(|directory| directory.sync_all())
+    fs::remove_file(&path)
+        .and_then(|()| data_dir::sync_parent(&path))
         .map_err(failed)?;
-    Ok(Some(recovered))
+    let voters = peers.into_iter().filter(|peer| !peer.non_voter);
+    Ok(Some(Recovered {
+        voters: voters.map(|peer| peer.address).collect(),
+        index: last.index,
+    }))
 }
 
-/// Names are those that are known: servers say theirs when they come.
-fn membership(peers: &[Peer], known: &Membership) -> Membership {
-    let server = |peer: &Peer| {
-        let known = known.servers.get(&ServerId(peer.id));
-        Server {
-            name: known.map_or_else(|| peer.address.clone(), |known| known.name.clone()),
-            address: peer.address.clone(),
-        }
+/// It is the same on every server, whatever each knows of the others: their names are not in it, and they say them
+/// when they come.
+fn membership(peers: &[Peer]) -> Membership {
+    let server = |peer: &Peer| Server {
+        name: peer.address.clone(),
+        address: peer.address.clone(),
     };
     let servers = peers.iter().map(|peer| (ServerId(peer.id), server(peer)));
     let servers: BTreeMap<ServerId, Server> = servers.collect();

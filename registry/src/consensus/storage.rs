@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::{
     disk::Flushes,
     raft::{self, RaftEntryOf, RaftLogId, RaftVote, TypeConfig},
+    recovery::NewMembers,
 };
 use crate::log::{Entry, LogStore, OnDurable};
 
@@ -29,16 +30,25 @@ pub(super) struct Storage {
     pub(super) log: Arc<dyn LogStore>,
     /// Told of everything that is given to the log.
     pub(super) flushes: Arc<Flushes>,
+    members: Option<Arc<NewMembers>>,
 }
 
 impl Storage {
-    pub(super) fn new(log: Arc<dyn LogStore>) -> Storage {
+    /// `members`: who they are instead of those that a part of the log names.
+    pub(super) fn new(log: Arc<dyn LogStore>, members: Option<Arc<NewMembers>>) -> Storage {
         let flushes = Arc::default();
-        Storage { log, flushes }
+        Storage {
+            log,
+            flushes,
+            members,
+        }
     }
 
-    fn read(&self, range: Range<u64>) -> io::Result<Vec<RaftEntryOf>> {
-        let entries = self.log.read(range, READ_BYTES)?;
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<RaftEntryOf>> {
+        let mut entries = self.log.read(range, max_bytes)?;
+        if let Some(members) = &self.members {
+            entries.iter_mut().for_each(|entry| members.correct(entry));
+        }
         entries.into_iter().map(raft::raft_entry).collect()
     }
 }
@@ -48,8 +58,7 @@ impl RaftLogReader<TypeConfig> for Storage {
         &mut self,
         range: RB,
     ) -> io::Result<Vec<RaftEntryOf>> {
-        let entries = self.log.read(bounds(&range), usize::MAX)?;
-        entries.into_iter().map(raft::raft_entry).collect()
+        self.read(bounds(&range), usize::MAX)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<RaftVote>> {
@@ -61,10 +70,10 @@ impl RaftLogReader<TypeConfig> for Storage {
         start: u64,
         end: u64,
     ) -> io::Result<Vec<RaftEntryOf>> {
-        self.read(start..end)
+        self.read(start..end, READ_BYTES)
     }
 
-    /// In steps: the whole range may be larger than the memory we want to spend on it.
+    /// What is to be applied. In steps: the whole range may be larger than the memory we want to spend on it.
     async fn entries_stream<RB>(
         &mut self,
         range: RB,
@@ -74,9 +83,18 @@ impl RaftLogReader<TypeConfig> for Storage {
     {
         let storage = self.clone();
         let steps = stream::try_unfold(bounds(&range), move |left| {
-            let step = storage.read(left.clone());
+            let step = storage.read(left.clone(), READ_BYTES);
             async move {
                 let step = step?;
+                for (expected, entry) in (left.start..).zip(&step) {
+                    // To apply what follows a gap would be to lose what was acknowledged, silently.
+                    if entry.log_id.index != expected {
+                        return Err(io::Error::other(format!(
+                            "the log lacks entry {expected}, and goes on with entry {}",
+                            entry.log_id.index
+                        )));
+                    }
+                }
                 let next = step.last().map(|last| last.log_id.index + 1);
                 Ok(next.map(|next| (step, next..left.end)))
             }

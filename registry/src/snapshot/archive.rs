@@ -219,7 +219,7 @@ pub struct Table {
 pub fn check_state(input: impl Read) -> Result<Vec<Table>, ArchiveError> {
     let check = || -> Result<Vec<Table>, SnapshotError> {
         let mut reader = SnapshotReader::new(input)?;
-        let mut state = State::restored(reader.meta().index());
+        let mut state = State::restored(reader.meta().index())?;
         for record in reader.by_ref() {
             state.insert(record?)?;
         }

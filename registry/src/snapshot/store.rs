@@ -77,6 +77,10 @@ impl Snapshot {
         &self.meta
     }
 
+    pub(crate) fn meta_mut(&mut self) -> &mut SnapshotMeta {
+        &mut self.meta
+    }
+
     /// How many bytes it has.
     pub fn size(&self) -> io::Result<u64> {
         match &self.content {

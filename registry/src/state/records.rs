@@ -81,6 +81,18 @@ pub enum RecordError {
     UnknownJob(Str),
     #[error("allocation {0} of an unknown job, or on an unknown node")]
     StrayAlloc(Str),
+    #[error("the index {0} is beyond every index that a state could come to")]
+    Index(u64),
+}
+
+/// Indexes are below: no log gets that far, and sums of them fit.
+const MAX_INDEX: u64 = 1 << 56;
+
+fn check_index(index: u64) -> Result<(), RecordError> {
+    match index < MAX_INDEX {
+        true => Ok(()),
+        false => Err(RecordError::Index(index)),
+    }
 }
 
 impl Record {
@@ -207,20 +219,21 @@ impl State {
     }
 
     /// An empty state whose last entry has this place in the log, to be filled with [`State::insert`].
-    pub fn restored(applied: u64) -> State {
-        State {
+    pub fn restored(applied: u64) -> Result<State, RecordError> {
+        check_index(applied)?;
+        Ok(State {
             indexes: Indexes {
                 applied,
                 ..Indexes::default()
             },
             ..State::default()
-        }
+        })
     }
 
     /// Adds a record of [`State::records`]. They must come in that order.
     pub fn insert(&mut self, record: Record) -> Result<(), RecordError> {
         match record {
-            Record::Indexes(record) => self.insert_indexes(record),
+            Record::Indexes(record) => self.insert_indexes(record)?,
             Record::Node { index, node } => {
                 let key = fold_name(&node.name);
                 if !node.id.is_empty() {
@@ -271,7 +284,8 @@ impl State {
         Ok(())
     }
 
-    fn insert_indexes(&mut self, record: IndexesRecord) {
+    fn insert_indexes(&mut self, record: IndexesRecord) -> Result<(), RecordError> {
+        check_index(record.offset)?;
         let log_index = self.log_index();
         self.offset = record.offset;
         self.indexes = Indexes {
@@ -287,6 +301,7 @@ impl State {
             node_extinction: record.node_extinction,
             service_extinction: record.service_extinction,
         };
+        Ok(())
     }
 
     fn node_entry(

@@ -151,7 +151,7 @@ impl State {
 /// The state that a snapshot holds, and its index.
 pub(crate) fn read_state(input: impl Read) -> Result<(State, u64), SnapshotError> {
     let reader = SnapshotReader::new(input)?;
-    let mut state = State::restored(reader.meta().index());
+    let mut state = State::restored(reader.meta().index())?;
     for record in reader {
         state.insert(record?)?;
     }

@@ -1,12 +1,15 @@
 //! A cluster that has lost its majority for good, and the file that brings it back.
 
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use serde_json::json;
-use wharf_tests::{SOON, eventually};
+use wharf_tests::{Http, SOON, eventually};
 
-use super::servers::{Load, Server, Site, assert_everywhere};
+use super::servers::{Load, Server, Site, assert_everywhere, leader_of};
 
 /// The id of the server of this number, as a server says it that knows no leader.
 fn id_of(asked: &Server, number: u8) -> String {
@@ -160,4 +163,85 @@ fn two_of_five_go_on_with_the_same_file() {
         found.len(),
         keys.len()
     );
+}
+
+/// The leader of before has more entries, which nobody ever agreed on; the other has what was agreed without it.
+#[test]
+fn of_two_survivors_with_different_ends_the_one_with_what_was_agreed_leads() {
+    let site = Site::new(&[]);
+    let all: Vec<String> = (1..=5)
+        .map(|n| format!("-retry-join={}", site.server_address(n)))
+        .collect();
+    let flags: Vec<&str> = all
+        .iter()
+        .map(String::as_str)
+        .chain(["-bootstrap-expect=5"])
+        .collect();
+    let mut servers: Vec<Server> = (1..=5).map(|number| site.start(number, &flags)).collect();
+    for server in &servers {
+        server.wait_for_peers(5);
+    }
+    let former = servers.remove(leader_of(&servers));
+    let ids = [&former, &servers[0]].map(|server| (server.number, id_of(&former, server.number)));
+    assert!(former.put("before", b"value"));
+    let last = |server: &Server| {
+        let stats = server.http.get("/v1/agent/self").json()["Stats"]["raft"].clone();
+        let index = stats["last_log_index"].as_str().unwrap_or_default();
+        index.parse::<u64>().unwrap()
+    };
+    let agreed = last(&former);
+    for server in &servers {
+        server.process.signal(Signal::STOP);
+    }
+    let hasty = Http {
+        timeout: Duration::from_millis(500),
+        ..former.http.clone()
+    };
+    std::thread::scope(|scope| {
+        for n in 0..60 {
+            let hasty = &hasty;
+            scope.spawn(move || {
+                // Nobody is there who could agree.
+                let path = format!("/v1/kv/lost/{n}");
+                assert!(hasty.request("PUT", &path, &[], b"value").is_err());
+            });
+        }
+    });
+    // More than the others are going to have.
+    assert!(last(&former) > agreed + 15);
+    former.kill();
+    for server in &servers {
+        server.process.signal(Signal::CONT);
+    }
+    let leader = &servers[leader_of(&servers)];
+    let keys: Vec<String> = (0..10).map(|n| format!("kept/{n}")).collect();
+    for key in &keys {
+        assert!(leader.put(key, b"value"));
+    }
+    assert!(eventually(SOON, || servers[0].keys("kept/", "stale") == keys));
+    for server in servers {
+        server.kill();
+    }
+
+    let peers = ids
+        .each_ref()
+        .map(|(number, id)| json!({"id": id, "address": site.server_address(*number)}));
+    for (number, _) in &ids {
+        fs::write(
+            site.data_dir(*number).join("raft/peers.json"),
+            json!(peers).to_string(),
+        )
+        .unwrap();
+    }
+    let servers = ids.map(|(number, _)| site.start(number, &flags));
+    for server in &servers {
+        server.wait_for_peers(2);
+    }
+    assert!(servers[0].put("after", b"value"));
+    assert_everywhere(&servers, "kept/", &keys);
+    assert_everywhere(&servers, "after", &["after".to_owned()]);
+    assert_everywhere(&servers, "before", &["before".to_owned()]);
+    for server in &servers {
+        assert_eq!(server.keys("lost/", "stale"), Vec::<String>::new());
+    }
 }

@@ -93,8 +93,8 @@ pub(super) fn tell_of_recovery(consensus: &Consensus) {
         tracing::warn!(
             voters = recovered.voters.join(" "),
             index = recovered.index,
-            "the cluster has the members of raft/peers.json, which is gone now: all of the log counts as agreed, and a \
-             server that the file does not name has to begin with an empty data directory"
+            "the cluster has the members of raft/peers.json, which is gone now: the one of them that has most leads, and \
+             a server that the file does not name has to begin with an empty data directory"
         );
     }
 }

@@ -3,13 +3,19 @@ mod disk;
 mod faults;
 mod lossy;
 pub(super) mod process;
+mod stores;
 mod suite;
 pub(super) mod watch;
 
 use std::time::Instant;
 
-use super::*;
-use crate::{command::KvCommand, model::KvEntry};
+use super::{disk::Space, *};
+use crate::{
+    command::KvCommand,
+    log::{DiskLog, MemoryLog},
+    model::KvEntry,
+    snapshot::SnapshotStore,
+};
 
 fn single() -> ConsensusConfig {
     ConsensusConfig {

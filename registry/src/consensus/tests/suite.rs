@@ -18,9 +18,9 @@ struct InMemory;
 
 impl StoreBuilder<TypeConfig, Storage, Machine> for InMemory {
     async fn build(&self) -> Result<((), Storage, Machine), StorageError<TypeConfig>> {
-        let snapshots = Snapshots::new(SnapshotStore::in_memory(), SnapshotPolicy::default());
+        let snapshots = Snapshots::new(SnapshotStore::in_memory(), SnapshotPolicy::default(), None);
         let (machine, _) = Machine::new(Replica::new(), snapshots);
-        Ok(((), Storage::new(Arc::new(MemoryLog::new())), machine))
+        Ok(((), Storage::new(Arc::new(MemoryLog::new()), None), machine))
     }
 }
 
@@ -34,9 +34,9 @@ impl StoreBuilder<TypeConfig, Storage, Machine, tempfile::TempDir> for OnDisk {
         let data_dir = DataDir::open(dir.path(), Uuid::from_u128(1), false).unwrap();
         let log = DiskLog::open(DiskLogConfig::new(data_dir.log())).unwrap();
         let store = SnapshotStore::open(data_dir.snapshots()).unwrap();
-        let snapshots = Snapshots::new(store, SnapshotPolicy::default());
+        let snapshots = Snapshots::new(store, SnapshotPolicy::default(), None);
         let (machine, _) = Machine::new(Replica::new(), snapshots);
-        Ok((dir, Storage::new(Arc::new(log)), machine))
+        Ok((dir, Storage::new(Arc::new(log), None), machine))
     }
 }
 

@@ -7,8 +7,9 @@ use flate2::{Compression, write::GzEncoder};
 use super::*;
 use crate::{
     command::{KvCommand, MAX_RESTORE_PART, Refusal, RestoreCommand, RestoreRefusal},
+    log::{LogId, ServerId},
     model::KvEntry,
-    snapshot::archive,
+    snapshot::{SnapshotMeta, SnapshotWriter, archive},
 };
 
 /// A replica with its log.
@@ -209,9 +210,26 @@ fn what_is_damaged_missing_or_late_changes_nothing() {
         out.write_all(&flipped).unwrap();
         out.finish().unwrap()
     };
+    let far = {
+        let meta = SnapshotMeta {
+            last: Some(LogId {
+                term: 1,
+                leader: ServerId::default(),
+                index: u64::MAX,
+            }),
+            ..SnapshotMeta::default()
+        };
+        let mut out = GzEncoder::new(Vec::new(), Compression::fast());
+        SnapshotWriter::new(&mut out, &meta)
+            .unwrap()
+            .finish()
+            .unwrap();
+        out.finish().unwrap()
+    };
     for bad in [
         &cut[..],
         &damaged,
+        &far,
         b"no gzip at all",
         &bytes[..bytes.len() / 2],
     ] {

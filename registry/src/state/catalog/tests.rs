@@ -168,7 +168,7 @@ fn a_service_is_called_as_its_first_instance_calls_it() {
     let (_, touched) = register(&mut state, on("n3", "web"));
     assert!(!touched.contains(&WatchKey::ServiceNames));
 
-    let mut restored = State::restored(state.applied());
+    let mut restored = State::restored(state.applied()).unwrap();
     for record in state.records() {
         restored.insert(record).unwrap();
     }
