@@ -190,8 +190,9 @@ fn of_two_survivors_with_different_ends_the_one_with_what_was_agreed_leads() {
         index.parse::<u64>().unwrap()
     };
     let agreed = last(&former);
-    for server in &servers {
-        server.process.signal(Signal::STOP);
+    let numbers: Vec<u8> = servers.iter().map(|server| server.number).collect();
+    for server in servers {
+        server.kill();
     }
     let hasty = Http {
         timeout: Duration::from_millis(500),
@@ -210,9 +211,10 @@ fn of_two_survivors_with_different_ends_the_one_with_what_was_agreed_leads() {
     // More than the others are going to have.
     assert!(last(&former) > agreed + 15);
     former.kill();
-    for server in &servers {
-        server.process.signal(Signal::CONT);
-    }
+    let servers: Vec<Server> = numbers
+        .iter()
+        .map(|number| site.start(*number, &flags))
+        .collect();
     let leader = &servers[leader_of(&servers)];
     let keys: Vec<String> = (0..10).map(|n| format!("kept/{n}")).collect();
     for key in &keys {
