@@ -27,6 +27,13 @@ impl Contact {
         self.at.store(after + 1, Ordering::Relaxed);
     }
 
+    /// The same for a while ago, unless there was one since.
+    pub(super) fn was_made(&self, ago: Duration) {
+        let after = self.started.elapsed().saturating_sub(ago).as_millis();
+        let after = u64::try_from(after).unwrap_or(u64::MAX - 1);
+        self.at.fetch_max(after + 1, Ordering::Relaxed);
+    }
+
     /// `None` if there never was any.
     pub(super) fn ago(&self) -> Option<Duration> {
         let at = self.at.load(Ordering::Relaxed).checked_sub(1)?;
@@ -53,5 +60,9 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(contact.ago(), Some(Duration::from_secs(2)));
         assert_eq!(contact.silence(), Duration::from_secs(2));
+        contact.was_made(Duration::from_secs(3));
+        assert_eq!(contact.ago(), Some(Duration::from_secs(2)));
+        contact.was_made(Duration::from_secs(1));
+        assert_eq!(contact.ago(), Some(Duration::from_secs(1)));
     }
 }

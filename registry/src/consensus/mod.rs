@@ -450,8 +450,8 @@ impl Consensus {
         }
     }
 
-    /// How long ago this server heard from the leader; zero on the leader itself, `None` if there is
-    /// none or it was never heard.
+    /// How long ago this server heard from the leader; zero on the leader itself, `None` if none was ever heard.
+    /// For a leader that lost its quorum: since it had one.
     pub fn last_contact(&self) -> Option<Duration> {
         match self.is_leader() {
             true => Some(Duration::ZERO),

@@ -117,7 +117,11 @@ impl Consensus {
         tokio::pin!(append, follows);
         let reply = tokio::select! {
             biased;
-            reply = &mut append => reply,
+            reply = &mut append => {
+                // It comes at once, and the core takes one that nobody waits for any more for an error.
+                let _ = follows.await;
+                reply
+            }
             follows = &mut follows => match follows {
                 Ok(true) => Ok(AppendEntriesResponse::Success),
                 Ok(false) => append.await,

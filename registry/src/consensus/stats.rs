@@ -26,7 +26,13 @@ pub(super) fn collect(inner: &Inner, last_contact: Option<Duration>) -> Vec<(Str
     let configuration = metrics.membership_config.membership();
     let servers: Vec<String> = configuration
         .nodes()
-        .map(|(id, server)| format!("{{{id} {} {}}}", server.name, server.address))
+        .map(|(id, server)| {
+            let suffrage = match configuration.voter_ids().any(|voter| voter == *id) {
+                true => "Voter",
+                false => "Nonvoter",
+            };
+            format!("{{Suffrage:{suffrage} ID:{id} Address:{}}}", server.address)
+        })
         .collect();
     let snapshot = inner.snapshots.store.current();
     let snapshot = snapshot.as_ref().and_then(|snapshot| snapshot.meta().last);

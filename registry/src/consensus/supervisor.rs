@@ -163,7 +163,10 @@ impl Supervisor {
         }
         let acknowledged = metrics.last_quorum_acked.as_ref().map(|at| **at);
         let heard = acknowledged.map_or(since, |at| at.max(since));
-        now.saturating_duration_since(heard) < patience
+        let silence = now.saturating_duration_since(heard);
+        // Once it does not lead any more, this is what its view is as old as.
+        self.touch.contact.was_made(silence);
+        silence < patience
     }
 
     /// Streams to servers that moved go to where they are now.

@@ -64,6 +64,10 @@ pub struct ArchivedServer {
 pub enum ArchiveError {
     #[error("failed to read snapshot file: {0}")]
     Read(io::Error),
+    #[error(
+        "failed to read snapshot file: it is no archive (tar in gzip), or is cut short or damaged: {0}"
+    )]
+    NoArchive(io::Error),
     #[error("failed to read snapshot file: it has no {0}")]
     Missing(&'static str),
     #[error("failed to read snapshot file: unexpected file {0:?} in snapshot")]
@@ -161,8 +165,12 @@ pub fn read(
     let mut archive = tar::Archive::new(GzDecoder::new(input));
     let (mut meta, mut state_sum, mut sums) = (None, None, None);
     // Raw: what extends names is no part of such an archive, and could be of any length.
-    for entry in archive.entries().map_err(ArchiveError::Read)?.raw(true) {
-        let mut entry = entry.map_err(ArchiveError::Read)?;
+    for entry in archive
+        .entries()
+        .map_err(ArchiveError::NoArchive)?
+        .raw(true)
+    {
+        let mut entry = entry.map_err(ArchiveError::NoArchive)?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         if entry.header().entry_type() != EntryType::Regular {
             return Err(ArchiveError::Unexpected(name));

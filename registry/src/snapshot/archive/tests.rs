@@ -109,6 +109,12 @@ fn what_does_not_belong_there_is_named() {
         out
     };
     assert!(matches!(read_all(&foreign), Err(ArchiveError::Foreign)));
+    let mut no_tar = GzEncoder::new(Vec::new(), Compression::fast());
+    no_tar.write_all(b"something else").unwrap();
+    for no_archive in [no_tar.finish().unwrap(), b"nor is this".to_vec()] {
+        let error = read_all(&no_archive).unwrap_err().to_string();
+        assert!(error.contains("it is no archive (tar in gzip)"), "{error}");
+    }
 }
 
 proptest! {

@@ -110,6 +110,12 @@ async fn a_leader_that_is_cut_off_is_replaced_within_seconds_and_serves_nothing_
         .await
         .unwrap()
         .unwrap();
+    // What it has is as old as its quorum.
+    let (seen, ago) = (cut_off.last_contact().unwrap(), cut.elapsed());
+    assert!(
+        !seen.is_zero() && seen <= ago + Duration::from_millis(200),
+        "{seen:?} {ago:?}"
+    );
     for consistency in [Consistency::Default, Consistency::Consistent] {
         let refused = cut_off.read_barrier(consistency).await.unwrap_err();
         assert!(
