@@ -34,7 +34,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use file::FileConfig;
-use wharf_config::{FileError, Format, Mode, Node, decode_all, parse_file_as, parse_hcl, same_key};
+use wharf_config::{Format, Mode, Node, decode_all, parse_file_as, parse_hcl, same_key};
 
 /// What `-dev` sets before files and flags are read.
 const DEV: &str = r#"
@@ -221,13 +221,8 @@ impl Reader {
     }
 
     fn add_file(&mut self, path: &Path, format: Option<Format>) {
-        let Some(format) = format.or_else(|| Format::of_path(path)) else {
-            let file = path.display().to_string();
-            self.problems
-                .push(FileError::UnknownFormat { file }.to_string());
-            return;
-        };
-        match parse_file_as(path, format) {
+        let format = format.map_or_else(|| Format::of_file(path), Ok);
+        match format.and_then(|format| parse_file_as(path, format)) {
             Ok(document) => self.add(document),
             Err(error) => self.problems.push(error.to_string()),
         }

@@ -51,6 +51,19 @@ impl Format {
         }
     }
 
+    /// The format of a file that is there, or what is wrong.
+    pub fn of_file(path: &Path) -> Result<Self, FileError> {
+        let file = || path.display().to_string();
+        match (Self::of_path(path), std::fs::metadata(path)) {
+            (Some(format), _) => Ok(format),
+            (None, Err(source)) => Err(FileError::Read {
+                file: file(),
+                source,
+            }),
+            (None, Ok(_)) => Err(FileError::UnknownFormat { file: file() }),
+        }
+    }
+
     /// Parses `text`, calling it `name` in positions.
     pub fn parse(self, name: &str, text: &str) -> Result<Node, Box<ParseError>> {
         match self {
@@ -62,10 +75,7 @@ impl Format {
 
 /// Reads a file in the format its extension says.
 pub fn parse_file(path: &Path) -> Result<Node, FileError> {
-    let format = Format::of_path(path).ok_or_else(|| FileError::UnknownFormat {
-        file: path.display().to_string(),
-    })?;
-    parse_file_as(path, format)
+    parse_file_as(path, Format::of_file(path)?)
 }
 
 /// Reads a file in the given format, whatever its name.

@@ -272,7 +272,7 @@ static FLAGS: &[FlagSpec] = &[
         "join",
         Repeated,
         "start_join",
-        "The address of a server to join.",
+        "The address of a server to join. As -retry-join: what does not answer is tried again, and the agent starts.",
     ),
     ignored("join-wan", Repeated, NO_WAN),
     flag(

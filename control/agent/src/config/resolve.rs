@@ -102,6 +102,12 @@ pub(super) fn resolve(
         );
     }
 
+    if file.server && !dev && file.ports.server < 0 {
+        p.at(
+            "ports.server",
+            "ports.server: a server needs one: other servers and all agents find it there (to try things out alone: -dev)",
+        );
+    }
     if !file.server && !dev && file.retry_join.is_empty() && file.start_join.is_empty() {
         warnings.push(
             "this agent knows no server: say where one is with retry_join (-retry-join=ADDRESS)"

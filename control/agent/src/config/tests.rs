@@ -408,6 +408,14 @@ fn formats_of_files() {
             .starts_with("/nowhere.hcl: cannot read it"),
         "{error}"
     );
+    // Not a matter of its name.
+    let error = with_flags(&[("data-dir", "/d"), ("config-file", "/nowhere")]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("/nowhere: cannot read it: No such file"),
+        "{error}"
+    );
 }
 
 // === mistakes ===
@@ -593,6 +601,10 @@ fn one_mistake_each() {
         (
             "service { name = \"x\" check { args = [\"a\"] interval = \"1s\" } }",
             "9: services[0] (\"x\"): Invalid check: Scripts are disabled on this agent; to enable, configure 'enable_script_checks' or 'enable_local_script_checks' to true",
+        ),
+        (
+            "server = true bootstrap = true ports { server = -1 }",
+            "49: ports.server: a server needs one: other servers and all agents find it there (to try things out alone: -dev)",
         ),
         (
             "ports { http = 1 } ports { http = 2 }",

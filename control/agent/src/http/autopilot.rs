@@ -52,7 +52,7 @@ pub(crate) async fn set_configuration(
     let body = request.body(MAX_BODY).await?;
     let malformed =
         |error: String| HttpError::bad_request(format!("Error parsing autopilot config: {error}"));
-    let config: AutopilotConfig = wharf_config::decode_json_bytes(&body, Mode::Lenient)
+    let config: AutopilotConfig = wharf_config::decode_json_bytes(&body, Mode::Strict)
         .map_err(|error| malformed(error.to_string()))?;
     config
         .check()

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{GroupHelp, client_command};
 use crate::{
     failure::Failure,
-    flags::{Given, value},
+    flags::{Given, switch, value},
     http::Request,
     output::Format,
     shell::Shell,
@@ -43,9 +43,8 @@ fn set_command() -> Command {
         "Change settings; those that are not given stay",
     )
     .args([
-        value(
+        switch(
             "cleanup-dead-servers",
-            "true|false",
             "Take servers out that are dead, as long as a majority is left",
         ),
         value(
@@ -68,9 +67,8 @@ fn set_command() -> Command {
             "duration",
             "How long a new server has to be in order before it gets a vote",
         ),
-        value(
+        switch(
             "disable-upgrade-migration",
-            "true|false",
             "Kept for Consul's clients, without effect",
         ),
         value(
@@ -159,7 +157,7 @@ fn given<T: std::str::FromStr>(matches: &ArgMatches, flag: &str) -> Result<Optio
 async fn set(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure> {
     let mut wanted = fetch(matches, shell).await?;
     let text = |flag: &str| matches.text(flag).map(str::to_owned);
-    if let Some(cleanup) = given(matches, "cleanup-dead-servers")? {
+    if let Some(cleanup) = matches.switch("cleanup-dead-servers") {
         wanted.cleanup_dead_servers = cleanup;
     }
     if let Some(threshold) = text("last-contact-threshold") {
@@ -174,7 +172,7 @@ async fn set(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<(), Failure>
     if let Some(time) = text("server-stabilization-time") {
         wanted.server_stabilization_time = time;
     }
-    if let Some(disable) = given(matches, "disable-upgrade-migration")? {
+    if let Some(disable) = matches.switch("disable-upgrade-migration") {
         wanted.disable_upgrade_migration = disable;
     }
     if let Some(tag) = text("redundancy-zone-tag") {
