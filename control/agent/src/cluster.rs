@@ -3,13 +3,13 @@
 //! A server proposes to its own consensus; a client agent has a session with one. Everything above this
 //! seam is the same for both.
 
-use std::{fmt, future::Future, pin::Pin};
+use std::{collections::BTreeSet, fmt, future::Future, pin::Pin};
 
 use wharf_registry::{
     Command, Outcome, Registry, command::Refusal, consensus::Member, log::ServerId, watch::WatchKey,
 };
 
-use crate::{client::Client, rates::TooManyCalls};
+use crate::{client::Client, rates::TooManyCalls, servers::Departed};
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -85,8 +85,8 @@ pub trait Cluster: fmt::Debug + Send + Sync + 'static {
     /// Completes when the leader may have changed. Cancel safe.
     fn leader_changed(&self) -> BoxFuture<'_, ()>;
 
-    /// How long ago the leader was heard of; zero on the leader itself.
-    fn last_contact(&self) -> std::time::Duration;
+    /// How long ago the leader was heard of; zero on the leader itself, `None` if it never was.
+    fn last_contact(&self) -> Option<std::time::Duration>;
 
     /// Completes when views loaded from now on have what these keys are about, and have it for as long as the keys
     /// are watched, or this is asked again now and then. A server has everything.
@@ -110,6 +110,16 @@ pub trait Cluster: fmt::Debug + Send + Sync + 'static {
     /// The servers as this agent knows them.
     fn servers(&self) -> Vec<Member> {
         Vec::new()
+    }
+
+    /// While nobody leads, who would say it: the addresses of the servers that do not answer this agent.
+    fn out_of_reach(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    /// Who was a member lately, on a server with others.
+    fn departed(&self) -> Option<&Departed> {
+        None
     }
 
     /// What an operator may do to the servers; `None` where there are none to speak of.
@@ -201,6 +211,13 @@ pub(crate) mod testing {
         pub(crate) failure: Mutex<Option<ClusterError>>,
         /// Comes right after the next change of the platform, before its proposer hears of it: somebody else is fast.
         pub(crate) follow_up: Mutex<Option<Command>>,
+        pub(crate) contact: Mutex<Option<std::time::Duration>>,
+        /// The barriers that were asked for.
+        pub(crate) barriers: Mutex<Vec<Consistency>>,
+        pub(crate) servers: Mutex<Vec<Member>>,
+        pub(crate) out_of_reach: Mutex<BTreeSet<String>>,
+        pub(crate) departed: Departed,
+        pub(crate) leaderless: std::sync::atomic::AtomicBool,
     }
 
     impl Solo {
@@ -218,6 +235,12 @@ pub(crate) mod testing {
                 registry,
                 failure: Mutex::new(None),
                 follow_up: Mutex::new(None),
+                contact: Mutex::new(Some(std::time::Duration::ZERO)),
+                barriers: Mutex::default(),
+                servers: Mutex::default(),
+                out_of_reach: Mutex::default(),
+                departed: Departed::default(),
+                leaderless: false.into(),
             }
         }
     }
@@ -253,11 +276,27 @@ pub(crate) mod testing {
             })
         }
 
-        fn barrier(&self, _: Consistency) -> BoxFuture<'_, Result<(), ClusterError>> {
+        fn barrier(&self, consistency: Consistency) -> BoxFuture<'_, Result<(), ClusterError>> {
+            self.barriers.lock().unwrap().push(consistency);
             Box::pin(async { Ok(()) })
         }
 
+        fn out_of_reach(&self) -> BTreeSet<String> {
+            self.out_of_reach.lock().unwrap().clone()
+        }
+
+        fn departed(&self) -> Option<&Departed> {
+            Some(&self.departed)
+        }
+
+        fn servers(&self) -> Vec<Member> {
+            self.servers.lock().unwrap().clone()
+        }
+
         fn leader(&self) -> Option<Leader> {
+            if self.leaderless.load(std::sync::atomic::Ordering::Relaxed) {
+                return None;
+            }
             Some(Leader {
                 address: "127.0.0.1:8300".into(),
                 is_self: true,
@@ -276,8 +315,8 @@ pub(crate) mod testing {
             Box::pin(std::future::pending())
         }
 
-        fn last_contact(&self) -> std::time::Duration {
-            std::time::Duration::ZERO
+        fn last_contact(&self) -> Option<std::time::Duration> {
+            *self.contact.lock().unwrap()
         }
 
         fn stats(&self) -> Vec<(String, String)> {

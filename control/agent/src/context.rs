@@ -42,11 +42,14 @@ pub struct AgentContext {
     pub started: Instant,
 }
 
+/// Takes what became of leaving.
+pub type Left = oneshot::Sender<Result<(), String>>;
+
 /// What a request may ask of the agent as a whole.
 #[derive(Debug)]
 pub enum Control {
     /// Read the configuration again; answered when it is in force, or with what is wrong with it.
     Reload(oneshot::Sender<Result<(), String>>),
-    /// Leave the cluster and end; answered when it has begun.
-    Leave(oneshot::Sender<()>),
+    /// Leave the cluster and end; answered when this agent has left, or with why it has not. It ends in both cases.
+    Leave(Left),
 }

@@ -237,7 +237,8 @@ impl Agent {
         // These outlive the servers: what a client changed last still reaches the catalog. They begin when
         // all definitions are in force: what is not there yet would be deregistered.
         let settle = CancellationToken::new();
-        tasks.spawn(entropy.run(settle.clone()));
+        let entropy_stop = settle.child_token();
+        let entropy = tasks.spawn(entropy.run(entropy_stop.clone()));
         let runner = CheckRunner::new(local.clone(), cluster.clone(), config.scripts);
         tasks.spawn(runner.run(settle.clone()));
         role.keep_house(&config, &cluster, decisions, &tasks, &settle);
@@ -262,7 +263,7 @@ impl Agent {
             }
         };
 
-        let end = agent.until_told_to_end(&mut signals, &mut requests).await;
+        let (end, asked) = agent.until_told_to_end(&mut signals, &mut requests).await;
         tracing::info!(reason = %end, "the agent is shutting down");
         // First, while everything serves: what this agent takes along leaves the catalog, and its proxies, as planned.
         node_stop.cancel();
@@ -272,7 +273,21 @@ impl Agent {
             tracing::error!(%error, "the allocations of this node were left as they are");
         }
         let leaves = end.leaves(&http.agent.config.load());
-        role.retire(&*cluster, leaves).await;
+        if leaves {
+            // What leaves the catalog is not put back.
+            entropy_stop.cancel();
+            if tokio::time::timeout(DRAIN, entropy).await.is_err() {
+                tracing::warn!("the latest changes of this agent have not reached the catalog");
+            }
+        }
+        let left = role.retire(&*cluster, leaves).await;
+        if let Err(reason) = &left {
+            tracing::warn!("{reason}");
+        }
+        if let Some(asked) = asked {
+            // Who asked may have gone. If not, the answer goes out while the servers drain.
+            let _ = asked.send(left);
+        }
         shutdown.cancel();
         let served = async {
             http_server.stopped().await;
@@ -296,7 +311,7 @@ impl Agent {
         if let Err(error) = local.save().await {
             tracing::error!(%error, "the latest local changes are not on disk");
         }
-        role.stop(leaves).await;
+        role.stop().await;
         if let Ok(platform) = &platform {
             platform.dirs.close();
         }

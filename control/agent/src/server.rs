@@ -6,7 +6,7 @@
 
 mod leader;
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use wharf_registry::{
@@ -19,7 +19,7 @@ use wharf_registry::{
 
 use crate::{
     cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader, Operator},
-    servers::{CallError, Peers},
+    servers::{CallError, Departed, Peers},
 };
 
 /// How soon a request that is held looks again whether there is a leader, beside every change of it.
@@ -40,6 +40,7 @@ pub struct Server {
     /// `rpc_hold_timeout`).
     hold: Duration,
     address: String,
+    departed: Arc<Departed>,
 }
 
 impl fmt::Debug for Server {
@@ -65,6 +66,7 @@ impl Server {
             peers,
             hold,
             address,
+            departed: Arc::default(),
         }
     }
 
@@ -224,8 +226,8 @@ impl Cluster for Server {
         })
     }
 
-    fn last_contact(&self) -> Duration {
-        self.consensus.last_contact().unwrap_or_default()
+    fn last_contact(&self) -> Option<Duration> {
+        self.consensus.last_contact()
     }
 
     fn stats(&self) -> Vec<(String, String)> {
@@ -238,6 +240,18 @@ impl Cluster for Server {
 
     fn servers(&self) -> Vec<Member> {
         self.consensus.members()
+    }
+
+    fn departed(&self) -> Option<&Departed> {
+        Some(&self.departed)
+    }
+
+    fn out_of_reach(&self) -> BTreeSet<String> {
+        let introductions = self.peers.as_ref().and_then(Peers::introductions);
+        introductions
+            .filter(|_| self.consensus.leader().is_none())
+            .map(|introductions| introductions.silent())
+            .unwrap_or_default()
     }
 
     fn operator(&self) -> Option<&dyn Operator> {

@@ -1,6 +1,10 @@
 //! Which server, and when to go to another.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use rand::seq::SliceRandom as _;
 use tokio::{
@@ -25,6 +29,9 @@ pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// the lease runs. When nobody welcomes, all may be slow, and each round waits twice as long.
 pub(crate) const FIRST_WELCOME: Duration = Duration::from_secs(2);
 pub(crate) const LAST_WELCOME: Duration = Duration::from_secs(12);
+
+/// How many servers that do not answer are named.
+const NAMED: usize = 8;
 
 /// For how long a server that was of no use is tried after all others.
 const AVOIDED_FOR: Duration = Duration::from_secs(30);
@@ -67,6 +74,10 @@ pub(super) struct Connector {
     pub(super) asked: mpsc::Receiver<Ask>,
     /// The cluster of the first server that took this agent. It belongs to no other while it runs.
     pub(super) cluster: Option<Uuid>,
+    /// There was a session.
+    was_welcome: bool,
+    /// Who did not answer in this round, and why.
+    silent: BTreeMap<String, String>,
     complaints: Complaints,
 }
 
@@ -83,6 +94,8 @@ impl Connector {
             mirror,
             asked,
             cluster: None,
+            was_welcome: false,
+            silent: BTreeMap::new(),
             complaints: Complaints::default(),
         }
     }
@@ -102,6 +115,7 @@ impl Connector {
         let mut left = Left::default();
         let mut just_left = false;
         loop {
+            self.silent.clear();
             let mut candidates = self.candidates(!just_left).await;
             left.put_last(Instant::now(), &mut candidates);
             just_left = false;
@@ -125,6 +139,10 @@ impl Connector {
                 break;
             }
             if !just_left {
+                self.complain_of_silence();
+                if !self.was_welcome {
+                    self.shared.none_found.send_replace(true);
+                }
                 // Not all agents at the same moment.
                 sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
                 pause = (pause * 2).min(LAST_PAUSE);
@@ -137,6 +155,8 @@ impl Connector {
     async fn session_with(&mut self, address: &str, welcome_within: Duration) -> Option<End> {
         match Session::open(self, address, welcome_within).await {
             Ok(session) => {
+                self.shared.none_found.send_replace(false);
+                self.was_welcome = true;
                 let end = session.run(self).await;
                 self.shared.link.send_replace(None);
                 Some(end)
@@ -154,8 +174,24 @@ impl Connector {
                     reason = error.reason,
                     "no session with this server"
                 );
+                self.silent.insert(address.to_owned(), error.reason);
                 None
             }
+        }
+    }
+
+    /// After a round that found nobody: whoever was asked, with the reason.
+    fn complain_of_silence(&self) {
+        let silent = self.silent.iter().take(NAMED);
+        let silent: Vec<String> = silent
+            .map(|(address, reason)| format!("{address} ({reason})"))
+            .collect();
+        if !silent.is_empty() {
+            let text = format!(
+                "no server takes this agent, and it tries again: {}",
+                silent.join(", ")
+            );
+            self.complaints.warn(&text);
         }
     }
 

@@ -22,9 +22,12 @@ mod connect;
 mod names;
 mod remembered;
 mod session;
+#[cfg(test)]
+mod tests;
 mod topics;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -57,7 +60,7 @@ use self::{connect::Connector, remembered::Remembered, topics::Topics};
 use crate::{
     cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader},
     rates::Rates,
-    servers::{Complaints, MAX_MESSAGE, channel, lookup},
+    servers::{MAX_MESSAGE, channel, lookup_place, root_cause},
 };
 
 pub(crate) use names::Names;
@@ -75,6 +78,8 @@ pub(crate) mod patience {
 const WAITING: usize = 1024;
 /// Places of servers that are remembered.
 const MAX_PLACES: usize = 64;
+/// How long what is known here waits for a server that knows better.
+const MOMENT: Duration = Duration::from_millis(500);
 /// How long an agent that leaves tries to say so.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// How long an agent that ends without leaving is expected back.
@@ -111,6 +116,8 @@ struct Shared {
     told: watch::Sender<()>,
     asks: mpsc::Sender<Ask>,
     link: watch::Sender<Option<Link>>,
+    /// Every place was tried, and there never was a session: whoever asks for a server need not wait.
+    none_found: watch::Sender<bool>,
     servers: watch::Sender<Servers>,
     nodes: AtomicU64,
     last_contact: Mutex<Option<Instant>>,
@@ -184,6 +191,7 @@ pub(crate) fn start(options: ClientOptions) -> (Client, Running) {
         told: watch::Sender::new(()),
         asks,
         link: watch::Sender::new(None),
+        none_found: watch::Sender::new(false),
         servers: watch::Sender::default(),
         nodes: AtomicU64::new(0),
         last_contact: Mutex::default(),
@@ -308,12 +316,21 @@ impl Client {
     /// The connection that there is, or the next one.
     async fn link(&self, deadline: Instant) -> Result<Link, ClusterError> {
         let mut link = self.shared.link.subscribe();
-        let there = link.wait_for(Option::is_some);
-        match tokio::time::timeout_at(deadline, there).await {
-            Ok(Ok(link)) => link.clone().ok_or(ClusterError::NoServers),
-            Ok(Err(_)) => Err(ClusterError::ShuttingDown),
-            Err(_) => Err(ClusterError::NoServers),
+        let mut none_found = self.shared.none_found.subscribe();
+        tokio::select! {
+            biased;
+            there = tokio::time::timeout_at(deadline, link.wait_for(Option::is_some)) => match there {
+                Ok(Ok(link)) => link.clone().ok_or(ClusterError::NoServers),
+                Ok(Err(_)) => Err(ClusterError::ShuttingDown),
+                Err(_) => Err(ClusterError::NoServers),
+            },
+            Ok(_) = none_found.wait_for(|none_found| *none_found) => Err(ClusterError::NoServers),
         }
+    }
+
+    /// Whether there is a server, or one comes within a moment.
+    pub(crate) async fn has_server(&self) -> bool {
+        self.link(Instant::now() + MOMENT).await.is_ok()
     }
 
     fn calls(link: &Link) -> AgentsClient<Channel> {
@@ -352,9 +369,9 @@ impl Client {
     pub(crate) async fn join(&self, place: &str) -> Result<(), ClusterError> {
         let failed =
             |reason: String| ClusterError::Operation(format!("Failed to join {place}: {reason}"));
-        let places = [place.to_owned()];
-        let addresses = lookup(&places, self.shared.default_port, &Complaints::default()).await;
-        let mut reason = "no such host".to_owned();
+        let addresses = lookup_place(place, self.shared.default_port).await;
+        let addresses = addresses.map_err(|error| failed(error.to_string()))?;
+        let mut reason = "no address".to_owned();
         for address in addresses {
             let endpoint = channel(&address).map_err(failed)?;
             match endpoint.connect().await {
@@ -365,29 +382,30 @@ impl Client {
                     }
                     return Ok(());
                 }
-                Err(error) => {
-                    let cause = std::error::Error::source(&error);
-                    reason = cause.map_or_else(|| error.to_string(), ToString::to_string);
-                }
+                Err(error) => reason = format!("{address}: {}", root_cause(&error)),
             }
         }
         Err(failed(reason))
     }
 
-    /// Takes this node out of the catalog, with everything on it.
-    pub(crate) async fn leave(&self) {
+    /// Takes this node out of the catalog, with everything on it. An error says why it is still there.
+    pub(crate) async fn leave(&self) -> Result<(), String> {
         let command = Command::Deregister(Deregister {
             node: self.shared.node.name.clone(),
             target: DeregisterTarget::Node,
         });
         let gone = tokio::time::timeout(LEAVE_WITHIN, self.propose(command)).await;
-        match gone {
-            Ok(Ok(_)) => tracing::info!("left the cluster"),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the servers will find this node gone instead of left");
+        let reason = match gone {
+            Ok(Ok(_)) => {
+                tracing::info!("left the cluster");
+                return Ok(());
             }
-            Err(_) => tracing::warn!("the servers will find this node gone instead of left"),
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no server answers".to_owned(),
+        };
+        Err(format!(
+            "this agent ends, and the servers will find its node gone instead of left: {reason}"
+        ))
     }
 
     /// Tells the server that this agent ends on purpose, and is expected back for a while.
@@ -466,13 +484,13 @@ impl Cluster for Client {
         })
     }
 
-    fn last_contact(&self) -> Duration {
+    fn last_contact(&self) -> Option<Duration> {
         let last = self
             .shared
             .last_contact
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        last.map(|last| last.elapsed()).unwrap_or_default()
+        last.map(|last| last.elapsed())
     }
 
     fn have<'a>(&'a self, keys: &'a [WatchKey]) -> BoxFuture<'a, Result<(), ClusterError>> {
@@ -501,5 +519,12 @@ impl Cluster for Client {
 
     fn servers(&self) -> Vec<Member> {
         self.shared.servers.borrow().members.clone()
+    }
+
+    fn out_of_reach(&self) -> BTreeSet<String> {
+        match self.shared.link.borrow().is_some() {
+            true => BTreeSet::new(),
+            false => self.peers().into_iter().collect(),
+        }
     }
 }

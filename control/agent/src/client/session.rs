@@ -20,7 +20,7 @@ use wharf_registry::{
 use super::{Ask, Client, Link, Servers, Shared, connect::Connector};
 use crate::{
     cluster::ClusterError,
-    servers::{agents::wire, channel, is_connect_error},
+    servers::{agents::wire, channel, is_connect_error, root_cause},
 };
 
 /// From the first attempt to connect to the server's welcome.
@@ -90,7 +90,7 @@ impl Session {
         let connected = timeout(CONNECT_WITHIN, endpoint.connect()).await;
         let channel = connected
             .map_err(|_| away("it does not answer".to_owned()))?
-            .map_err(|error| away(error.to_string()))?;
+            .map_err(|error| away(root_cause(&error)))?;
         let session = rand::random();
         // What nobody reads of one answer must not keep others from coming.
         let calls = endpoint

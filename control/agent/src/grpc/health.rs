@@ -148,8 +148,8 @@ mod tests {
             })
         }
 
-        fn last_contact(&self) -> Duration {
-            Duration::ZERO
+        fn last_contact(&self) -> Option<Duration> {
+            Some(Duration::ZERO)
         }
 
         fn stats(&self) -> Vec<(String, String)> {

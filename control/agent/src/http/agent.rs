@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{
     HttpContext,
     error::HttpError,
-    members::{is_failed, member},
+    members::{member, tally},
     request::{Request, go_bool},
     response::{self, Response},
 };
@@ -43,7 +43,7 @@ pub(crate) async fn own(context: &HttpContext, request: Request) -> Result<Respo
             "Version": CONSUL_VERSION,
             "BuildDate": "",
         },
-        "DebugConfig": context.agent.config.load().debug_config(),
+        "DebugConfig": debug_config(context),
         "Coord": null,
         "Member": member(context),
         "Stats": stats(context),
@@ -51,6 +51,13 @@ pub(crate) async fn own(context: &HttpContext, request: Request) -> Result<Respo
         "xDS": grpc_ports(&context.agent.config.load()),
     });
     response::json(&body, context.pretty(&request))
+}
+
+/// With the id that the node has, whether it was configured or not.
+fn debug_config(context: &HttpContext) -> Value {
+    let mut config = context.agent.config.load().debug_config();
+    config["NodeID"] = (&*context.node.id).into();
+    config
 }
 
 /// Where gRPC is served, -1 for off. Clients such as Nomad look for it under the name of Envoy's protocol,
@@ -80,6 +87,7 @@ fn stats(context: &HttpContext) -> BTreeMap<&'static str, BTreeMap<String, Strin
     let checks = context.local.checks();
     let of_kind = |kind: &str| checks.values().filter(|check| &*check.kind == kind).count();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (members, failed) = tally(context);
     let mut stats = BTreeMap::from([
         (
             "agent",
@@ -140,29 +148,19 @@ fn stats(context: &HttpContext) -> BTreeMap<&'static str, BTreeMap<String, Strin
         (
             "serf_lan",
             section(&[
-                (
-                    "members",
-                    context.cluster.servers().len().max(1).to_string(),
-                ),
-                ("failed", failed_servers(context).to_string()),
+                ("members", members.to_string()),
+                ("failed", failed.to_string()),
             ]),
         ),
     ]);
     if context.node.server {
         stats.insert("raft", context.cluster.stats().into_iter().collect());
+    } else {
+        let known = context.cluster.servers().len().to_string();
+        let consul = stats.entry("consul").or_default();
+        consul.insert("known_servers".to_owned(), known);
     }
     stats
-}
-
-/// Servers that are dead, as the catalog says.
-fn failed_servers(context: &HttpContext) -> usize {
-    let view = context.cluster.registry().view();
-    let servers = context.cluster.servers();
-    let failed = servers.iter().filter(|server| {
-        view.node(&server.name)
-            .is_some_and(|entry| is_failed(entry))
-    });
-    failed.count()
 }
 
 pub(crate) async fn version(
@@ -264,7 +262,9 @@ pub(crate) async fn leave(context: &HttpContext, request: Request) -> Result<Res
     request
         .caller
         .check(Resource::Agent(&context.node.name), Access::Write)?;
-    ask(context, Control::Leave).await?;
+    ask(context, Control::Leave)
+        .await?
+        .map_err(HttpError::internal)?;
     Ok(response::empty(StatusCode::OK))
 }
 

@@ -34,7 +34,13 @@ impl ReadOptions {
     pub(crate) fn parse(context: &HttpContext, request: &Request) -> Result<Self, HttpError> {
         let settings = context.settings.load();
         let query = &request.query;
-        let (stale, consistent) = (query.has("stale"), query.has("consistent"));
+        let max_stale = query.get("max_stale").map(|text| {
+            let bound = text.parse::<GoDuration>().map(GoDuration::to_std);
+            bound.map_err(|_| HttpError::bad_request(format!("Invalid max_stale value {text:?}")))
+        });
+        let max_stale = max_stale.transpose()?;
+        let stale = query.has("stale") || max_stale.is_some();
+        let consistent = query.has("consistent");
         if stale && consistent {
             return Err(HttpError::bad_request(
                 "Cannot specify ?stale with ?consistent, conflicting semantics.",
@@ -45,10 +51,16 @@ impl ReadOptions {
                 "Cannot specify ?cached with ?consistent, conflicting semantics.",
             ));
         }
-        // `max_stale` bounds the staleness of a stale read; on the leader nothing is stale.
+        // The bound holds when the read begins: whoever is out of touch for longer asks the leader. 0 is no bound.
+        let too_stale = max_stale
+            .filter(|bound| !bound.is_zero())
+            .is_some_and(|bound| {
+                let contact = context.cluster.last_contact();
+                contact.is_none_or(|contact| contact > bound)
+            });
         let consistency = if consistent {
             Consistency::Consistent
-        } else if (stale || query.has("max_stale")) && !query.has("leader") {
+        } else if stale && !too_stale && !query.has("leader") {
             Consistency::Stale
         } else {
             Consistency::Default
@@ -215,6 +227,9 @@ pub(crate) async fn wait(
     }
 }
 
+/// Milliseconds since a contact that never was, as Consul says it: the longest duration of Go.
+const NEVER: u64 = i64::MAX as u64 / 1_000_000;
+
 /// The headers by which clients follow a read.
 pub(crate) fn read_headers(
     context: &HttpContext,
@@ -230,11 +245,14 @@ pub(crate) fn read_headers(
         "false"
     };
     headers.insert(response::KNOWN_LEADER, HeaderValue::from_static(known));
-    let contact = context.cluster.last_contact().as_millis();
-    headers.insert(
-        response::LAST_CONTACT,
-        HeaderValue::from(u64::try_from(contact).unwrap_or(u64::MAX)),
-    );
+    let contact = match options.consistency {
+        Consistency::Stale => context.cluster.last_contact().map_or(NEVER, |contact| {
+            u64::try_from(contact.as_millis()).unwrap_or(NEVER)
+        }),
+        // The leader was asked.
+        Consistency::Default | Consistency::Consistent => 0,
+    };
+    headers.insert(response::LAST_CONTACT, HeaderValue::from(contact));
     let consistency = match options.consistency {
         Consistency::Stale => "stale",
         Consistency::Default => "leader",

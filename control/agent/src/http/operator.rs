@@ -193,7 +193,7 @@ pub(crate) async fn join(context: &HttpContext, request: Request) -> Result<Resp
 }
 
 /// `/v1/agent/force-leave/<node>`: takes a server that is dead out of the cluster, and the node of an agent that is dead
-/// out of the catalog. One that is alive stays, as it does with Consul.
+/// out of the catalog. One that is alive stays, as it does with Consul, and for one that has left nothing is to be done.
 pub(crate) async fn force_leave(
     context: &HttpContext,
     request: Request,
@@ -220,8 +220,15 @@ async fn force_agent_out(context: &HttpContext, name: &str) -> Result<Response, 
     let entry = view
         .node(name)
         .filter(|entry| entry.checks.contains_key(SERF_HEALTH));
-    let entry = entry
-        .ok_or_else(|| HttpError::not_found(format!("agent: No node found with name '{name}'")))?;
+    let Some(entry) = entry else {
+        let departed = context.cluster.departed();
+        return match departed.is_some_and(|departed| departed.knows(name)) {
+            true => Ok(response::empty(StatusCode::OK)),
+            false => Err(HttpError::not_found(format!(
+                "agent: No node found with name '{name}'"
+            ))),
+        };
+    };
     if is_failed(entry) {
         let command = Command::Deregister(Deregister {
             node: entry.node.name.clone(),

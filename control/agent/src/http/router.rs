@@ -259,6 +259,8 @@ impl Router {
         admit(context, endpoint, &parts.method)?;
         if let Some(client) = context.cluster.client()
             && !is_local(context, endpoint, rest)
+            && !(endpoint.path == MEMBERS
+                && members::is_answered_here(client, parts.uri.query().unwrap_or("")).await)
         {
             return Ok(client.call(parts, body).await?);
         }
@@ -305,10 +307,13 @@ impl Endpoint {
     }
 }
 
+/// What a client agent knows the least of.
+const MEMBERS: &str = "/v1/agent/members";
+
 /// Whether an agent that is no server answers by itself: about itself, and what only it has.
 fn is_local(context: &HttpContext, endpoint: &Endpoint, rest: &str) -> bool {
     match endpoint.path {
-        "/v1/agent/members" | "/v1/agent/force-leave/" => false,
+        MEMBERS | "/v1/agent/force-leave/" => false,
         "/v1/allocation/" => allocations::is_local(context, rest),
         path => path.starts_with("/v1/agent/") || path.starts_with("/v1/image"),
     }

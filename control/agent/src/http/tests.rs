@@ -10,13 +10,17 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_util::sync::CancellationToken;
-use wharf_registry::watch::Watches;
+use wharf_registry::{
+    consensus::{DiskState, Member},
+    log::ServerId,
+    watch::Watches,
+};
 
 use super::*;
 use crate::{
     anti_entropy::AntiEntropy,
     authz::AllowAll,
-    cluster::{ClusterError, testing::Solo},
+    cluster::{ClusterError, Consistency, testing::Solo},
 };
 
 mod transport;
@@ -484,7 +488,7 @@ mod testing {
                         let _ = answer.send(Err("bad.hcl:1:1: wrong".into()));
                     }
                     Control::Leave(answer) => {
-                        let _ = answer.send(());
+                        let _ = answer.send(Err("this server stays a member".into()));
                     }
                 }
             }
@@ -763,6 +767,7 @@ async fn the_agent_describes_itself() {
     let own = api.get("/v1/agent/self").await.json();
     assert_eq!(own["Config"]["NodeName"], "test");
     assert_eq!(own["Config"]["Version"], crate::context::CONSUL_VERSION);
+    assert_eq!(own["DebugConfig"]["NodeID"], own["Config"]["NodeID"]);
     assert_eq!(own["Member"]["Tags"]["role"], "consul");
     assert!(own["DebugConfig"].is_object() && own["Stats"]["agent"].is_object());
     assert_eq!(api.get("/v1/agent/members").await.json()[0]["Status"], 1);
@@ -773,5 +778,131 @@ async fn the_agent_describes_itself() {
         text.header("content-type")
             .unwrap()
             .starts_with("text/plain; version=0.0.4")
+    );
+}
+
+#[tokio::test]
+async fn the_bound_of_a_stale_read_is_kept_and_what_the_leader_says_is_not_old() {
+    let api = Api::start().await;
+    *api.cluster.contact.lock().unwrap() = Some(Duration::from_millis(36));
+    for (query, consistency, contact) in [
+        ("", Consistency::Default, "0"),
+        ("?consistent", Consistency::Consistent, "0"),
+        ("?stale", Consistency::Stale, "36"),
+        ("?max_stale=1m", Consistency::Stale, "36"),
+        ("?max_stale=0s", Consistency::Stale, "36"),
+        ("?max_stale=1ms", Consistency::Default, "0"),
+        ("?stale&max_stale=1ms", Consistency::Default, "0"),
+    ] {
+        api.cluster.barriers.lock().unwrap().clear();
+        let reply = api.get(&format!("/v1/catalog/services{query}")).await;
+        assert!(
+            api.cluster.barriers.lock().unwrap().contains(&consistency),
+            "{query}"
+        );
+        assert_eq!(
+            reply.header("x-consul-lastcontact"),
+            Some(contact),
+            "{query}"
+        );
+    }
+    // Never heard of any: older than every bound.
+    *api.cluster.contact.lock().unwrap() = None;
+    let reply = api.get("/v1/catalog/services?stale").await;
+    assert_eq!(reply.header("x-consul-lastcontact"), Some("9223372036854"));
+    let reply = api.get("/v1/catalog/services?max_stale=9000h").await;
+    assert_eq!(
+        reply.header("x-consul-effective-consistency"),
+        Some("leader")
+    );
+    for (query, text) in [
+        ("max_stale=abc", "Invalid max_stale value \"abc\""),
+        (
+            "max_stale=1s&consistent",
+            "Cannot specify ?stale with ?consistent, conflicting semantics.",
+        ),
+    ] {
+        let reply = api.get(&format!("/v1/catalog/services?{query}")).await;
+        assert_eq!((reply.status, &*reply.body), (400, text));
+    }
+}
+
+#[tokio::test]
+async fn members_are_shown_as_far_as_they_are_known() {
+    let api = Api::start().await;
+    let register = json!({
+        "Node": "s2", "ID": "22222222-2222-3333-4444-555555555555", "Address": "10.0.0.2",
+        "Service": {"ID": "consul", "Service": "consul", "Meta": {"wharf": "0.9.9"}},
+        "Check": {"CheckID": "serfHealth", "Name": "Serf Health Status", "Status": "passing"},
+    });
+    let reply = api.put("/v1/catalog/register", &register.to_string()).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    api.register("external", "web", "passing").await;
+    *api.cluster.servers.lock().unwrap() = vec![Member {
+        id: ServerId(uuid::Uuid::from_u128(2)),
+        name: "s2".into(),
+        address: "10.0.0.2:8300".into(),
+        voter: true,
+        leader: false,
+        replicated: None,
+        heard: None,
+        disk: DiskState::Unknown,
+        healthy: None,
+        stable_for: None,
+    }];
+    let members = async |query: &str| {
+        let reply = api.get(&format!("/v1/agent/members{query}")).await;
+        let rows = reply.json().as_array().unwrap().clone();
+        let shown = rows.iter().map(|row| {
+            let name = row["Name"].as_str().unwrap();
+            format!("{name}:{} {}", row["Port"], row["Status"])
+        });
+        (shown.collect::<Vec<String>>(), rows)
+    };
+    let (shown, rows) = members("?segment=_all").await;
+    assert_eq!(shown, ["test:8301 1", "s2:8301 1"]);
+    assert_eq!(rows[0]["Tags"]["bootstrap"], "1");
+    assert_eq!(rows[0]["Tags"]["wharf"], crate::context::VERSION);
+    assert_eq!(rows[1]["Tags"]["wharf"], "0.9.9");
+    let stats = api.get("/v1/agent/self").await.json()["Stats"]["serf_lan"].clone();
+    assert_eq!(stats, json!({"members": "2", "failed": "0"}));
+    let (shown, _) = members("?wan=1").await;
+    assert_eq!(shown, ["test.dc1:8302 1", "s2.dc1:8302 1"]);
+    let reply = api.get("/v1/agent/members?segment=abc").await;
+    assert_eq!(
+        (reply.status, &*reply.body),
+        (500, "segment \"abc\" not found")
+    );
+
+    // Nobody says any more who is dead: this server looks for itself.
+    api.cluster
+        .leaderless
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(members("").await.0[1], "s2:8301 1");
+    api.cluster
+        .out_of_reach
+        .lock()
+        .unwrap()
+        .insert("10.0.0.2:8300".into());
+    assert_eq!(members("").await.0[1], "s2:8301 4");
+    let stats = api.get("/v1/agent/self").await.json()["Stats"]["serf_lan"].clone();
+    assert_eq!(stats, json!({"members": "2", "failed": "1"}));
+}
+
+#[tokio::test]
+async fn what_is_not_understood_or_not_done_is_said() {
+    let api = Api::start().await;
+    let path = "/v1/operator/autopilot/configuration";
+    let reply = api.put(path, r#"{"Nonsense": "abc"}"#).await;
+    assert_eq!(reply.status, 400);
+    assert!(
+        reply.body.contains("Error parsing autopilot config") && reply.body.contains("Nonsense"),
+        "{}",
+        reply.body
+    );
+    let reply = api.put("/v1/agent/leave", "").await;
+    assert_eq!(
+        (reply.status, &*reply.body),
+        (500, "this server stays a member")
     );
 }

@@ -5,13 +5,16 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use uuid::Uuid;
 use wharf_registry::{
+    Command,
+    command::Register,
     consensus::{Consensus, ConsensusConfig, MembershipError, SnapshotPolicy, Timings, Transport},
     log::Server,
 };
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, ClusterError},
     config::RuntimeConfig,
+    local::serf_health,
     servers::{Introduction, Peers},
     sockets::Sockets,
 };
@@ -28,6 +31,8 @@ const CONSUL_TRAILING_LOGS: u64 = 10_240;
 /// How long a server tries to leave, and how often it asks.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 const LEAVE_PAUSE: Duration = Duration::from_millis(250);
+/// How long it tries to say that it leaves before it does.
+const SAY_WITHIN: Duration = Duration::from_secs(1);
 
 /// The port that other servers are told, and that they are expected at: the one that is listened on, or the configured
 /// one.
@@ -112,18 +117,36 @@ pub(super) async fn give_up_leadership(consensus: &Consensus) {
     }
 }
 
-/// Takes this server out of the cluster, for good. Whoever leads takes its node out of the catalog then.
-pub(super) async fn leave_cluster(cluster: &dyn Cluster, consensus: &Consensus) {
+/// Takes this server out of the cluster, for good. Whoever leads takes its node out of the catalog then, which says already
+/// that it leaves. An error says why it stays a member.
+pub(super) async fn leave_cluster(
+    cluster: &dyn Cluster,
+    consensus: &Consensus,
+) -> Result<(), String> {
     let others = consensus.members().len() > 1;
     let Some(operator) = cluster.operator().filter(|_| others) else {
-        return;
+        return Ok(());
     };
+    say_that_it_leaves(cluster, consensus).await;
+    let own = consensus.id();
     let deadline = Instant::now() + LEAVE_WITHIN;
     loop {
-        match operator.remove(consensus.id()).await {
+        let mut removed = operator.remove(own).await;
+        let is_unclear = matches!(
+            removed,
+            Err(ClusterError::OutcomeUnknown(_) | ClusterError::Operation(_))
+        );
+        if is_unclear
+            && let Ok((members, _)) = operator.configuration().await
+            && members.iter().all(|member| member.id != own)
+        {
+            // It was done, and the answer was lost.
+            removed = Ok(());
+        }
+        match removed {
             Ok(()) => {
                 tracing::info!("left the cluster");
-                return;
+                return Ok(());
             }
             // A new leader, such as the one that this server made, has to hear of the others first.
             Err(error) if Instant::now() < deadline => {
@@ -131,9 +154,38 @@ pub(super) async fn leave_cluster(cluster: &dyn Cluster, consensus: &Consensus) 
                 tokio::time::sleep(LEAVE_PAUSE).await;
             }
             Err(error) => {
-                tracing::warn!(%error, "this server stays a member of the cluster");
-                return;
+                return Err(format!(
+                    "this server ends, and stays a member of the cluster: {error}"
+                ));
             }
         }
+    }
+}
+
+/// So that nobody is sent to this server any more: from here on it may end at any time. Whether it succeeds or not, the
+/// leader finds out soon.
+async fn say_that_it_leaves(cluster: &dyn Cluster, consensus: &Consensus) {
+    let own = consensus.id();
+    let members = consensus.members();
+    let node = members
+        .iter()
+        .find(|member| member.id == own)
+        .and_then(|member| {
+            let view = cluster.registry().view();
+            view.node(&member.name).map(|entry| (*entry.node).clone())
+        });
+    let Some(node) = node else {
+        return;
+    };
+    let leaving = Command::Register(Box::new(Register {
+        checks: vec![serf_health(&node.name, false)],
+        node,
+        skip_node_update: true,
+        service: None,
+    }));
+    match tokio::time::timeout(SAY_WITHIN, cluster.write(leaving)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "nobody knows that this server leaves"),
+        Err(_) => tracing::debug!("nobody knows that this server leaves"),
     }
 }

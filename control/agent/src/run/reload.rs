@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::{self, RuntimeConfig},
-    context::Control,
+    context::{Control, Left},
 };
 
 pub(super) struct Signals {
@@ -66,16 +66,16 @@ impl fmt::Display for End {
 }
 
 impl Agent {
-    /// The main loop. Returns why the agent ends.
+    /// The main loop. Returns why the agent ends, and who wants to know what becomes of leaving.
     pub(super) async fn until_told_to_end(
         &mut self,
         signals: &mut Signals,
         requests: &mut mpsc::Receiver<Control>,
-    ) -> End {
+    ) -> (End, Option<Left>) {
         loop {
             tokio::select! {
-                _ = signals.interrupt.recv() => return End::Interrupted,
-                _ = signals.terminate.recv() => return End::Terminated,
+                _ = signals.interrupt.recv() => return (End::Interrupted, None),
+                _ = signals.terminate.recv() => return (End::Terminated, None),
                 _ = signals.hangup.recv() => {
                     if let Err(error) = self.reload().await {
                         tracing::error!("the configuration stays as it was: {error}");
@@ -90,10 +90,7 @@ impl Agent {
                         // Who asked may have gone.
                         let _ = answer.send(result);
                     }
-                    Control::Leave(answer) => {
-                        let _ = answer.send(());
-                        return End::Leaving;
-                    }
+                    Control::Leave(answer) => return (End::Leaving, Some(answer)),
                 },
             }
         }

@@ -189,24 +189,32 @@ impl Role {
         ));
     }
 
-    /// Hands over what others can do, and takes this agent out of the cluster if it `leaves`.
-    pub(super) async fn retire(&mut self, cluster: &dyn Cluster, leaves: bool) {
+    /// Hands over what others can do, and takes this agent out of the cluster if it `leaves`: an error says that it
+    /// did not, and why.
+    pub(super) async fn retire(
+        &mut self,
+        cluster: &dyn Cluster,
+        leaves: bool,
+    ) -> Result<(), String> {
         match self {
             Role::Server(server) => {
-                if let Some(running) = &mut server.running {
-                    running.stop_looking().await;
-                    give_up_leadership(&server.consensus).await;
-                    if leaves {
-                        leave_cluster(cluster, &server.consensus).await;
-                    }
+                let Some(running) = &mut server.running else {
+                    return Ok(());
+                };
+                running.stop_looking().await;
+                give_up_leadership(&server.consensus).await;
+                match leaves {
+                    true => leave_cluster(cluster, &server.consensus).await,
+                    false => Ok(()),
                 }
             }
-            Role::Client(..) => {}
+            Role::Client(client, _) if leaves => client.leave().await,
+            Role::Client(..) => Ok(()),
         }
     }
 
     /// Ends it, after everything that uses the cluster.
-    pub(super) async fn stop(self, leaves: bool) {
+    pub(super) async fn stop(self) {
         match self {
             Role::Server(server) => {
                 if let Some(running) = server.running {
@@ -215,9 +223,6 @@ impl Role {
                 server.consensus.shutdown().await;
             }
             Role::Client(client, running) => {
-                if leaves {
-                    client.leave().await;
-                }
                 client.bye().await;
                 running.stop().await;
             }

@@ -187,11 +187,22 @@ pub(crate) fn is_connect_error(status: &Status) -> bool {
     false
 }
 
+/// What an error comes from in the end: those around it say little more than that there was one.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        last = error.to_string();
+        source = error.source();
+    }
+    last
+}
+
 impl From<Status> for CallError {
     fn from(status: Status) -> CallError {
         let message = status.message().to_owned();
         match status.code() {
-            _ if is_connect_error(&status) => CallError::NotDone(message),
+            _ if is_connect_error(&status) => CallError::NotDone(root_cause(&status)),
             Code::Aborted => CallError::NotDone(message),
             Code::FailedPrecondition | Code::InvalidArgument | Code::NotFound => {
                 CallError::Refused(message)

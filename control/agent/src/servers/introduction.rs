@@ -98,6 +98,8 @@ struct Inner {
     /// To whom this server promised itself in this run, and how often it promised anything.
     promised: Option<Server>,
     promises: u64,
+    /// The addresses of the members that did not answer the last greeting.
+    silent: BTreeSet<String>,
 }
 
 impl Introductions {
@@ -170,16 +172,23 @@ impl Introductions {
     /// Looks for servers at this place too, if there is one that this server could be with.
     pub(crate) async fn join_at(&self, place: &str) -> Result<(), JoinError> {
         let name = || place.to_owned();
-        let found = tokio::net::lookup_host(with_port(place, self.about.default_port)).await;
-        let found = found.and_then(|mut found| {
-            let none = || std::io::Error::other("no address");
-            found.next().ok_or_else(none)
-        });
+        let found = lookup_place(place, self.about.default_port).await;
         let found = found.map_err(|source| JoinError::Unknown {
             place: name(),
             source,
         })?;
-        let address = found.to_string();
+        // A name may stand for several servers, this one and some that are away among them.
+        let joined = first_of(found, |address| self.join_at_address(place, address)).await;
+        joined.unwrap_or_else(|| {
+            Err(JoinError::Unknown {
+                place: name(),
+                source: std::io::Error::other("no address"),
+            })
+        })
+    }
+
+    async fn join_at_address(&self, place: &str, address: String) -> Result<(), JoinError> {
+        let name = || place.to_owned();
         let met = self.greet(&address).await;
         let met = met.map_err(|error| JoinError::NoServer {
             place: name(),
@@ -428,21 +437,44 @@ impl Introductions {
         }
     }
 
+    /// The members that did not answer the last time.
+    pub(crate) fn silent(&self) -> BTreeSet<String> {
+        self.lock().silent.clone()
+    }
+
     /// Greets every place there is, all at once.
     async fn greet_all(&self) -> Vec<Met> {
-        let mut places = self.resolve().await;
+        let configured = self.resolve().await;
+        let mut places = configured.clone();
         places.extend(self.lock().places.iter().cloned());
         let members = self.consensus.members().into_iter();
-        places.extend(members.map(|member| member.address));
+        let members: BTreeSet<String> = members.map(|member| member.address).collect();
+        places.extend(members.iter().cloned());
         places.remove(&self.about.server.address);
         let greetings = places.into_iter().map(|place| async move {
             let met = self.greet(&place).await;
-            if let Err(error) = &met {
-                tracing::debug!(place, %error, "nobody answers a greeting");
-            }
-            met.ok()
+            (place, met)
         });
-        let met = futures_util::future::join_all(greetings).await;
+        let greeted = futures_util::future::join_all(greetings).await;
+        // Where there is a leader, one that is away is its matter.
+        let is_lost = self.consensus.leader().is_none();
+        let mut silent = BTreeSet::new();
+        for (place, met) in &greeted {
+            let Err(error) = met else {
+                continue;
+            };
+            tracing::debug!(place, %error, "nobody answers a greeting");
+            if is_lost && configured.contains(place) {
+                self.complaints.warn(&format!(
+                    "no server answers at {place} (retry_join), and it is tried again: {error}"
+                ));
+            }
+            if members.contains(place) {
+                silent.insert(place.clone());
+            }
+        }
+        self.lock().silent = silent;
+        let met: Vec<Option<Met>> = greeted.into_iter().map(|(_, met)| met.ok()).collect();
         // Several places may be one server.
         let own = self.consensus.id();
         let namesake = met
@@ -519,14 +551,40 @@ pub(crate) async fn lookup(
 ) -> BTreeSet<String> {
     let mut addresses = BTreeSet::new();
     for place in places {
-        match tokio::net::lookup_host(with_port(place, default_port)).await {
-            Ok(found) => addresses.extend(found.map(|address| address.to_string())),
+        match lookup_place(place, default_port).await {
+            Ok(found) => addresses.extend(found),
             Err(error) => {
                 complaints.warn(&format!("cannot look up {place:?} of retry_join: {error}"));
             }
         }
     }
     addresses
+}
+
+/// The addresses of one place, in the order in which they are to be tried.
+pub(crate) async fn lookup_place(place: &str, default_port: u16) -> std::io::Result<Vec<String>> {
+    let found = tokio::net::lookup_host(with_port(place, default_port)).await?;
+    Ok(found.map(|address| address.to_string()).collect())
+}
+
+/// Tries one address after the other until one is good. If none is: what was wrong with the first that is not this server
+/// itself. `None` where there is none.
+async fn first_of<F>(
+    addresses: Vec<String>,
+    attempt: impl Fn(String) -> F,
+) -> Option<Result<(), JoinError>>
+where
+    F: Future<Output = Result<(), JoinError>>,
+{
+    let mut failed = None;
+    for address in addresses.into_iter().take(MAX_PLACES) {
+        match (attempt(address).await, &failed) {
+            (Ok(()), _) => return Some(Ok(())),
+            (Err(error), None | Some(JoinError::Itself(_))) => failed = Some(error),
+            (Err(_), Some(_)) => {}
+        }
+    }
+    failed.map(Err)
 }
 
 fn read_met(place: &str, reply: proto::HelloReply) -> Result<Met, Malformed> {

@@ -4,6 +4,7 @@
 //! introduction   who is there? -> found a cluster together, join one, or say that two have met
 //! client         the transport of the consensus, and what this server's own clients want of the leader
 //! service        the same from the other side: envelope -> message -> consensus
+//! departed       who was a member lately
 //! presence       the leader says in the catalog which servers are alive
 //! agents         what client agents ask of this server, and who says which of them are alive
 //! ```
@@ -14,6 +15,7 @@
 pub(crate) mod agents;
 mod client;
 mod complaints;
+mod departed;
 mod introduction;
 mod presence;
 mod service;
@@ -32,9 +34,10 @@ use crate::{
     http::HttpContext,
 };
 
-pub(crate) use client::{CallError, Peers, channel, enveloped, is_connect_error};
+pub(crate) use client::{CallError, Peers, channel, enveloped, is_connect_error, root_cause};
 pub(crate) use complaints::Complaints;
-pub(crate) use introduction::lookup;
+pub(crate) use departed::Departed;
+pub(crate) use introduction::{lookup, lookup_place};
 pub(crate) use presence::watch_over_servers;
 pub(crate) use wire::{read_leader, read_member};
 

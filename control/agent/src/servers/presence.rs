@@ -12,7 +12,7 @@ use wharf_registry::{
     Command, View,
     command::{Deregister, DeregisterTarget, Register},
     consensus::{Consensus, Member},
-    model::Str,
+    model::{CheckStatus, Str},
 };
 
 use crate::{
@@ -42,24 +42,34 @@ pub(crate) async fn watch_over_servers(
             _ = ticks.tick() => {}
             () = stop.cancelled() => return,
         }
+        if let Some(departed) = cluster.departed() {
+            let members = consensus.members().into_iter().map(|member| member.name);
+            let view = cluster.registry().view();
+            let agents = view.nodes().filter(|entry| {
+                !entry.node.id.is_empty() && entry.checks.contains_key(SERF_HEALTH)
+            });
+            let agents = agents.map(|entry| entry.node.name.to_string());
+            departed.look(Instant::now(), members.chain(agents));
+        }
         if !consensus.is_leader() {
             leading_since = None;
             gone.clear();
             continue;
         }
         let now = Instant::now();
-        if now - *leading_since.get_or_insert(now) < GRACE {
-            continue;
-        }
+        let settled = now - *leading_since.get_or_insert(now) >= GRACE;
         let members = consensus.members();
         let view = cluster.registry().view();
         let left = left_behind(&members, &view);
         gone.retain(|node, _| left.contains(node));
-        let mut commands = corrections(&members, &view);
+        let mut commands = match settled {
+            true => corrections(&members, &view),
+            false => Vec::new(),
+        };
         for node in left {
             let looks = gone.entry(node.clone()).or_default();
             *looks += 1;
-            if *looks >= GONE_AFTER {
+            if (settled && *looks >= GONE_AFTER) || is_over(&view, &node) {
                 tracing::info!(%node, "a server that left is taken out of the catalog");
                 commands.push(Command::Deregister(Deregister {
                     node,
@@ -114,6 +124,15 @@ fn left_behind(members: &[Member], view: &View) -> Vec<Str> {
     nodes.map(|entry| entry.node.name.clone()).collect()
 }
 
+/// Whether the node of a server that is in no membership is known to be dead: it said that it leaves, or was taken out
+/// because of it.
+fn is_over(view: &View, node: &str) -> bool {
+    view.node(node).is_some_and(|entry| {
+        let check = entry.checks.get(SERF_HEALTH);
+        check.is_some_and(|check| check.status == CheckStatus::Critical)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -121,7 +140,7 @@ mod tests {
         Committed, Replica,
         consensus::DiskState,
         log::ServerId,
-        model::{CheckStatus, Node, NodeService},
+        model::{Node, NodeService},
     };
 
     use super::*;
@@ -221,5 +240,16 @@ mod tests {
         let view = replica.registry().view();
         let members = [member("a", Some(0))];
         assert_eq!(left_behind(&members, &view), [Str::from("b")]);
+        // Nobody waits for one that said that it leaves.
+        assert!(!is_over(&view, "b"));
+        let leaving = Command::Register(Box::new(Register {
+            node: (*view.node("b").unwrap().node).clone(),
+            skip_node_update: true,
+            service: None,
+            checks: vec![serf_health(&"b".into(), false)],
+        }));
+        apply(&mut replica, vec![leaving]);
+        let view = replica.registry().view();
+        assert!(is_over(&view, "b"));
     }
 }

@@ -145,13 +145,16 @@ fn propose_status(error: &ProposeError) -> Status {
         ProposeError::Overloaded => Status::resource_exhausted(text),
         ProposeError::DiskFull(_) => wire::disk_full(text),
         ProposeError::TooLarge { .. } => Status::out_of_range(text),
-        ProposeError::OutcomeUnknown => Status::unknown(text),
+        ProposeError::OutcomeUnknown => Status::unknown(NOBODY_KNOWS),
     }
 }
 
 fn read_status(error: &ReadError) -> Status {
     Status::aborted(error.to_string())
 }
+
+/// The caller says what follows from it: [`CallError::Unknown`](super::CallError::Unknown).
+const NOBODY_KNOWS: &str = "the leader does not know it either";
 
 fn membership_status(error: &MembershipError) -> Status {
     let text = error.to_string();
@@ -168,7 +171,7 @@ fn membership_status(error: &MembershipError) -> Status {
         | MembershipError::NoMajority(_)
         | MembershipError::NotReady(_)
         | MembershipError::Busy => Status::failed_precondition(text),
-        MembershipError::OutcomeUnknown => Status::unknown(text),
+        MembershipError::OutcomeUnknown => Status::unknown(NOBODY_KNOWS),
     }
 }
 

@@ -91,7 +91,7 @@ impl Cluster for Shaky {
         self.inner.leader_changed()
     }
 
-    fn last_contact(&self) -> Duration {
+    fn last_contact(&self) -> Option<Duration> {
         self.inner.last_contact()
     }
 

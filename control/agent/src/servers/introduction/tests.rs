@@ -205,3 +205,35 @@ fn places_are_written_as_people_do() {
         assert_eq!(with_port(place, 8300), expected);
     }
 }
+
+/// What becomes of these addresses, which say themselves what they are.
+async fn first_good(addresses: &[&str]) -> Option<Result<(), String>> {
+    async fn attempt(address: String) -> Result<(), JoinError> {
+        match &*address {
+            "good" => Ok(()),
+            "own" => Err(JoinError::Itself(address)),
+            _ => Err(JoinError::OtherCluster(address)),
+        }
+    }
+    let addresses = addresses.iter().map(|address| (*address).to_owned());
+    let joined = first_of(addresses.collect(), attempt).await;
+    joined.map(|joined| joined.map_err(|error| error.to_string()))
+}
+
+#[tokio::test]
+async fn all_addresses_of_a_name_are_tried() {
+    let joined = first_good(&["own", "bad", "good", "never asked"]).await;
+    assert_eq!(joined, Some(Ok(())));
+    for (addresses, told) in [
+        (&["own", "bad"][..], "bad"),
+        (&["bad", "own"], "bad"),
+        (&["own"], "own"),
+    ] {
+        let error = first_good(addresses).await.unwrap().unwrap_err();
+        assert!(
+            error.starts_with(&format!("Failed to join {told}")),
+            "{error}"
+        );
+    }
+    assert_eq!(first_good(&[]).await, None);
+}
