@@ -437,6 +437,12 @@ fn a_leader_that_ends_hands_over_and_one_that_leaves_is_forgotten() {
     let leader = leader_of(&servers);
     let mut leaving = servers.remove(leader);
     leaving.run(&["leave"]).success();
+    // It is answered when it is done.
+    let now = servers[0]
+        .http
+        .get("/v1/operator/raft/configuration")
+        .json();
+    assert_eq!(now["Servers"].as_array().unwrap().len(), 2, "{now}");
     assert!(
         leaving.process.ended(SOON).is_some(),
         "{}",
@@ -485,6 +491,8 @@ fn a_dead_server_is_forced_out_and_another_comes() {
         let members = servers[0].run(&["members"]).success();
         !members.contains(&name) && members.contains(&alive)
     }));
+    // Once more is no mistake.
+    servers[0].run(&["force-leave", &name]).success();
     let unknown = servers[0].run(&["force-leave", "nobody"]).failure();
     assert!(
         unknown.contains("No node found with name 'nobody'"),
