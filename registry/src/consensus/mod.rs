@@ -130,6 +130,7 @@ struct Inner {
     /// The term in which this server, leading alone, was seen to have applied what precedes it.
     settled_term: AtomicU64,
     stopping: Arc<AtomicBool>,
+    on_fatal: FatalHandler,
     recovered: Option<Recovered>,
     /// The supervisor, and who looks after the members.
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -236,7 +237,7 @@ impl Consensus {
             disk.space.clone(),
             addresses,
             stopping.clone(),
-            config.on_fatal,
+            config.on_fatal.clone(),
         );
         let changing = Arc::default();
         let (found, healths) = watch::channel(membership::Healths::default());
@@ -286,6 +287,7 @@ impl Consensus {
             votes_from,
             settled_term: AtomicU64::new(0),
             stopping,
+            on_fatal: config.on_fatal,
             recovered: opened.recovered,
             tasks: Mutex::new(tasks),
             data_dir: Mutex::new(opened.data_dir),
@@ -298,6 +300,11 @@ impl Consensus {
     /// Whether the start of this server was a recovery: its cluster has the members of a peers file.
     pub fn recovered(&self) -> Option<&Recovered> {
         self.inner.recovered.as_ref()
+    }
+
+    /// Ends this server, as a failed disk does: for a caller who knows that it must not go on, and why.
+    pub fn give_up(&self, reason: &str) {
+        self.inner.on_fatal.call(reason);
     }
 
     /// The state as far as this server has applied it.

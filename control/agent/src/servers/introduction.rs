@@ -482,11 +482,19 @@ impl Introductions {
             .flatten()
             .find(|met| met.id == own && met.server.address != self.about.server.address);
         if let Some(met) = namesake {
-            self.complaints.error(&format!(
+            let mut members = self.consensus.members().into_iter();
+            let home =
+                members.any(|member| member.id == own && member.address == met.server.address);
+            let complaint = format!(
                 "the server at {} has the id of this one, {own}: its data directory was copied from here, or this \
                  one's from there; empty one of them",
                 met.place
-            ));
+            );
+            match home {
+                // Its votes and acknowledgements would count for those of the other.
+                true => self.consensus.give_up(&complaint),
+                false => self.complaints.error(&complaint),
+            }
         }
         let met: BTreeMap<ServerId, Met> = met
             .into_iter()

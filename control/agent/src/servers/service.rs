@@ -164,6 +164,7 @@ fn membership_status(error: &MembershipError) -> Status {
         | MembershipError::ShuttingDown => Status::aborted(text),
         MembershipError::UnknownServer(_) => Status::not_found(text),
         MembershipError::NameTaken { .. }
+        | MembershipError::IdTaken { .. }
         | MembershipError::NotThere { .. }
         | MembershipError::TooManyLearners(_)
         | MembershipError::TooManyServers(_)

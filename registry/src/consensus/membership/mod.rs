@@ -113,6 +113,11 @@ pub enum MembershipError {
     )]
     NameTaken { name: String, address: String },
     #[error(
+        "the id {id} is that of the server at {address}, which is alive: a data directory was copied; empty that of the \
+         one that is to be another server"
+    )]
+    IdTaken { id: ServerId, address: String },
+    #[error(
         "{0} servers without a vote are waiting for the log already: others are let in when those have it, or are gone \
          (wharf operator raft list-peers shows them, and remove-peer takes one out)"
     )]
@@ -248,7 +253,19 @@ impl Consensus {
     }
 
     /// Takes a server out of the cluster. The rest must be able to go on without it.
+    ///
+    /// # Errors
+    /// Also [`MembershipError::NotLeader`] after this server, which was to be taken out, has handed over to another:
+    /// that one does it.
     pub async fn remove(&self, id: ServerId) -> Result<(), MembershipError> {
+        if id == self.inner.id {
+            self.expect_leader()?;
+            let alone = self.situation().voters_to_be().len() <= 1;
+            if !alone {
+                let leader = self.hand_over(None).await?;
+                return Err(MembershipError::NotLeader { leader });
+            }
+        }
         // One whose change was begun before is out when that is finished.
         let mut begun = false;
         self.change(|situation| {
@@ -349,7 +366,14 @@ fn admission(
             address: known.address.clone(),
         });
     }
-    if servers.contains_key(&id) {
+    if let Some(known) = servers.get(&id) {
+        // One that has moved is not where it was any more. Two of one id would each count for the other.
+        if known.address != server.address && !situation.is_gone(&id) {
+            return Err(MembershipError::IdTaken {
+                id,
+                address: known.address.clone(),
+            });
+        }
         return Ok(Some(ChangeMembers::SetNodes(member)));
     }
     // One that came before under another id and never got so far as to vote.
