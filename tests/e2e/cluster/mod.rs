@@ -11,6 +11,7 @@ mod recovery;
 mod replacement;
 pub(crate) mod servers;
 mod snapshots;
+mod strangers;
 
 use std::{
     fs, thread,

@@ -37,7 +37,7 @@ use wharf_proto::v1::{
 use self::lease::Leases;
 pub(crate) use self::{
     feed::FeedStream,
-    transport::{Bounds, Gate},
+    transport::{Bounds, ConnectionCount, Counted, Gate},
     watch_set::WatchSet,
     watching::Watching,
 };

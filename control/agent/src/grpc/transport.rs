@@ -5,7 +5,10 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -277,9 +280,37 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = ConnectionCount;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> ConnectionCount {
+        ConnectionCount::default()
+    }
+}
+
+/// Requests of one connection, as far as who serves them counts them. Every request has that of its connection among
+/// its extensions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConnectionCount(Arc<AtomicUsize>);
+
+/// One that is counted, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Counted(ConnectionCount);
+
+impl ConnectionCount {
+    /// Counts one more; `None`: there are `most` already.
+    pub(crate) fn count(&self, most: usize) -> Option<Counted> {
+        let more = |count| (count < most).then_some(count + 1);
+        let counted = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        counted.is_ok().then(|| Counted(self.clone()))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! ```text
 //! introduction   who is there? -> found a cluster together, join one, or say that two have met
 //! client         the transport of the consensus, and what this server's own clients want of the leader
+//! intake         what is held of messages that have not come whole, bounded
 //! service        the same from the other side: envelope -> message -> consensus
 //! departed       who was a member lately
 //! presence       the leader says in the catalog which servers are alive
@@ -16,6 +17,7 @@ pub(crate) mod agents;
 mod client;
 mod complaints;
 mod departed;
+mod intake;
 mod introduction;
 mod presence;
 mod service;
@@ -43,6 +45,8 @@ pub(crate) use wire::{read_leader, read_member};
 
 /// The longest message: a command of the largest size, with what is around it.
 pub(crate) const MAX_MESSAGE: usize = 20 << 20;
+/// What is held of all messages that have not come whole.
+const MAX_PENDING: usize = 256 << 20;
 /// What may be on its way before the other side has taken it, on a stream and on its connection.
 const WINDOW: u32 = 4 << 20;
 

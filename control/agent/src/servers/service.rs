@@ -22,10 +22,11 @@ use wharf_registry::{
 };
 
 use super::{
-    MAX_MESSAGE, WINDOW,
+    MAX_MESSAGE, MAX_PENDING, WINDOW,
     agents::{self, Presence},
     client::{PING_EVERY, PING_WITHIN},
     complaints::Complaints,
+    intake::{Intake, Pending},
     introduction::Introductions,
     wire,
 };
@@ -66,18 +67,18 @@ pub(super) fn serve(
     let service = ServersServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let agents = AgentsServer::new(agents)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let pending = Pending::new(MAX_PENDING);
     let server = GrpcServer::builder()
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_WITHIN))
-        .add_service(service)
-        .add_service(
-            AgentsServer::new(agents)
-                .max_decoding_message_size(MAX_MESSAGE)
-                .max_encoding_message_size(MAX_MESSAGE),
-        )
+        .add_service(Intake::new(service, &pending))
+        .add_service(Intake::new(agents, &pending))
         .serve_with_incoming_shutdown(incoming.boxed(), stop.cancelled_owned());
     tokio::spawn(async move {
         if let Err(error) = server.await {

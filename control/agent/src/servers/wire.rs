@@ -54,11 +54,19 @@ pub(super) fn write_envelope(metadata: &mut MetadataMap, envelope: &Envelope) {
     }
 }
 
+pub(super) const NO_ENVELOPE: Malformed = Malformed("no envelope: cluster, sender and receiver");
+
+/// Whether a request has what looks like an envelope among its headers.
+pub(super) fn is_enveloped(headers: &http::HeaderMap) -> bool {
+    let keys = [CLUSTER, FROM, TO];
+    keys.iter().all(|key| headers.contains_key(*key))
+}
+
 pub(super) fn read_envelope(metadata: &MetadataMap) -> Read<Envelope> {
     let id = |key| {
         let text = metadata.get(key).and_then(|value| value.to_str().ok());
         let id = text.and_then(|text| Uuid::try_parse(text).ok());
-        id.ok_or(Malformed("no envelope: cluster, sender and receiver"))
+        id.ok_or(NO_ENVELOPE)
     };
     Ok(Envelope {
         cluster: ClusterId(id(CLUSTER)?),
