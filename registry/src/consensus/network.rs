@@ -32,10 +32,11 @@ use super::{
     disk::PeerDisks,
     identity::Identity,
     raft::{self, LeaderId, RaftLogId, RaftVote, TypeConfig},
+    receive,
     sending::Sending,
 };
 use crate::{
-    log::{Entry, Server, ServerId},
+    log::{Entry, Server, ServerId, Vote},
     snapshot::Snapshot,
 };
 
@@ -162,6 +163,14 @@ fn broken(reason: &str) -> RPCError<TypeConfig> {
     NetworkError::new(&io::Error::other(reason)).into()
 }
 
+/// The vote in an answer to what this server said in `own`'s term. Whoever is told of a higher one is in its term from
+/// then on, so a lie has bounds here too.
+fn answered_vote(vote: Vote, own: &RaftVote) -> Result<RaftVote, RPCError<TypeConfig>> {
+    receive::check_answered_vote(vote, own.leader_id.term)
+        .map(raft::raft_vote)
+        .map_err(|error| broken(&error.to_string()))
+}
+
 /// Waits as long as openraft allows, and a little less, so that our own error is the one it sees.
 async fn within<T>(
     option: &RPCOption,
@@ -185,6 +194,7 @@ fn own_append(request: AppendEntriesRequest<TypeConfig>) -> Append {
 /// A request without an answer yet: the range of the log that it covers, and its share of what may be in
 /// flight.
 struct Pending {
+    vote: RaftVote,
     previous: Option<RaftLogId>,
     last: Option<RaftLogId>,
     _share: OwnedSemaphorePermit,
@@ -207,16 +217,15 @@ impl InFlight {
 
     /// Waits until there is room, and remembers the request.
     async fn sent(self, request: AppendEntriesRequest<TypeConfig>) -> Option<Append> {
-        let (previous, last) = (
-            request.prev_log_id,
-            request.entries.last().map(|entry| entry.log_id),
-        );
+        let (vote, previous) = (request.vote, request.prev_log_id);
+        let last = request.entries.last().map(|entry| entry.log_id);
         let request = own_append(request);
         let size = request.entries.iter().map(Entry::size).sum::<usize>() + REQUEST_OVERHEAD;
         let share = u32::try_from(size.min(IN_FLIGHT)).unwrap_or(u32::MAX);
         // It is never closed.
         let share = self.share.clone().acquire_many_owned(share).await.ok()?;
         self.lock().push_back(Pending {
+            vote,
             previous,
             last: last.or(previous),
             _share: share,
@@ -238,7 +247,8 @@ impl InFlight {
                 None => Err(broken("a conflict before the beginning of the log")),
             },
             AppendReply::HigherVote(vote) => {
-                Ok(Err(StreamAppendError::HigherVote(raft::raft_vote(vote))))
+                let vote = answered_vote(vote, &oldest.vote)?;
+                Ok(Err(StreamAppendError::HigherVote(vote)))
             }
         }
     }
@@ -261,13 +271,14 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let (transport, route) = self.way(self.lane)?;
+        let own = rpc.vote;
         let reply = within(&option, transport.heartbeat(route, own_append(rpc))).await?;
         self.network.disks.told(self.id, reply.disk);
         Ok(match reply.append {
             AppendReply::Accepted => AppendEntriesResponse::Success,
             AppendReply::Conflict => AppendEntriesResponse::Conflict,
             AppendReply::HigherVote(vote) => {
-                AppendEntriesResponse::HigherVote(raft::raft_vote(vote))
+                AppendEntriesResponse::HigherVote(answered_vote(vote, &own)?)
             }
         })
     }
@@ -338,8 +349,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let sent = transport.snapshot(route, raft::vote(&vote), snapshot.snapshot);
         tokio::select! {
             biased;
-            sent = within(&option, sent) => match sent {
-                Ok(vote) => Ok(SnapshotResponse::new(raft::raft_vote(vote))),
+            sent = within(&option, sent) => match sent.and_then(|answer| answered_vote(answer, &vote)) {
+                Ok(vote) => Ok(SnapshotResponse::new(vote)),
                 Err(RPCError::Unreachable(error)) => Err(error.into()),
                 Err(RPCError::Network(error)) => Err(error.into()),
                 Err(RPCError::Timeout(error)) => Err(error.into()),
@@ -380,7 +391,7 @@ impl Peer {
         };
         let reply = within(&option, transport.vote(route, request)).await?;
         Ok(VoteResponse {
-            vote: raft::raft_vote(reply.vote),
+            vote: answered_vote(reply.vote, &rpc.vote)?,
             vote_granted: reply.granted,
             last_log_id: reply.last.map(raft::raft_log_id),
         })
@@ -418,7 +429,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::log::{LogId, Payload, Vote};
+    use crate::log::{LogId, Payload};
 
     fn request(
         previous: Option<u64>,
@@ -479,6 +490,24 @@ mod tests {
         );
         flight.clone().sent(request(None, 0..1, 1)).await.unwrap();
         assert!(flight.answered(AppendReply::Conflict).is_err());
+    }
+
+    /// A leader that is told of a term is in it from then on.
+    #[tokio::test]
+    async fn an_answer_from_a_term_out_of_all_proportion_is_none() {
+        let vote = |term| Vote {
+            term,
+            candidate: ServerId(Uuid::from_u128(2)),
+            granted: false,
+        };
+        for (term, expected) in [(5, true), ((1 << 48) - 1, false)] {
+            let flight = InFlight::new();
+            flight.clone().sent(request(None, 0..1, 1)).await.unwrap();
+            let answer = flight.answered(AppendReply::HigherVote(vote(term)));
+            assert_eq!(answer.is_ok(), expected, "{term}");
+            let own = raft::raft_vote(vote(3));
+            assert_eq!(answered_vote(vote(term), &own).is_ok(), expected, "{term}");
+        }
     }
 
     #[tokio::test]

@@ -32,6 +32,11 @@ use crate::{
 /// No honest cluster comes this far: a term a microsecond is nine years.
 const MAX_TERM: u64 = 1 << 48;
 const MAX_INDEX: u64 = 1 << 56;
+/// How far another server may be ahead of this one: days of elections without an end, five years of a hundred thousand
+/// entries a second. A message that is believed sets a mark that everybody has to pass, and there must be no end to
+/// reach by a few of them.
+const TERMS_AHEAD: u64 = 1 << 20;
+const ENTRIES_AHEAD: u64 = 1 << 44;
 /// Servers of a cluster, learners included.
 pub(super) const MAX_SERVERS: usize = 256;
 /// A node name or `host:port`: DNS names have at most 255 bytes.
@@ -72,7 +77,7 @@ impl Consensus {
     }
 
     pub async fn receive_vote(&self, from: ServerId, request: VoteRequest) -> Checked<VoteReply> {
-        check_candidate(&request, from)?;
+        check_candidate(&request, from, self.inner.horizon())?;
         // Before it went down this server may have acknowledged a leader that counts on it still.
         if request.election != Election::HandOver {
             runtime::sleep_until(self.inner.votes_from).await;
@@ -109,7 +114,7 @@ impl Consensus {
         if !known {
             self.inner.admit(&request)?;
         }
-        let append = raft.append_entries(raft_append(request, from, self.inner.id)?);
+        let append = raft.append_entries(self.inner.raft_append(request, from)?);
         // The answer of the core waits for what the log is writing. That this server follows, and will vote for
         // nobody else for a while, is true as soon as the core has read the message; a leader whose followers
         // have slow disks keeps its lease. The question comes after the message, in one queue.
@@ -150,14 +155,13 @@ impl Consensus {
         from: ServerId,
         requests: BoxStream<Append>,
     ) -> BoxStream<Checked<AppendReply>> {
-        let own = self.inner.id;
         let failure = Arc::new(Mutex::new(None));
         let failed = failure.clone();
         let inner = self.inner.clone();
         let requests = requests
             .map(move |request| {
                 inner.admit(&request)?;
-                raft_append(request, from, own)
+                inner.raft_append(request, from)
             })
             .scan((), move |(), request| {
                 future::ready(match request {
@@ -196,7 +200,8 @@ impl Consensus {
         vote: Vote,
         input: impl Read + Send + 'static,
     ) -> Checked<Vote> {
-        check_leader(vote, from, self.inner.id)?;
+        let horizon = self.inner.horizon();
+        check_leader(vote, from, self.inner.id, horizon)?;
         let snapshots = self.inner.snapshots.clone();
         let permit = snapshots
             .receiving
@@ -209,7 +214,7 @@ impl Consensus {
             received
         });
         let snapshot = received.await.map_err(|_| ReceiveError::ShuttingDown)??;
-        self.check_snapshot(&snapshot, vote)?;
+        self.check_snapshot(&snapshot, vote, horizon)?;
         // It is written once more, under its name; a failure there would be the end of this server.
         let room = self
             .inner
@@ -232,8 +237,9 @@ impl Consensus {
     }
 
     pub async fn receive_hand_over(&self, from: ServerId, request: HandOver) -> Checked<()> {
-        check_leader(request.vote, from, self.inner.id)?;
-        check_position(request.last, request.vote)?;
+        let horizon = self.inner.horizon();
+        check_leader(request.vote, from, self.inner.id, horizon)?;
+        check_position(request.last, request.vote, horizon)?;
         let rpc = TransferLeaderRequest::new(
             raft::raft_vote(request.vote),
             request.to,
@@ -250,13 +256,13 @@ impl Consensus {
     }
 
     /// What the core would panic at.
-    fn check_snapshot(&self, snapshot: &Snapshot, vote: Vote) -> Checked<()> {
+    fn check_snapshot(&self, snapshot: &Snapshot, vote: Vote, horizon: Horizon) -> Checked<()> {
         let meta = snapshot.meta();
         let last = meta
             .last
             .ok_or(ReceiveError::Malformed("a snapshot of nothing"))?;
-        check_position(Some(last), vote)?;
-        check_position(meta.membership_id, vote)?;
+        check_position(Some(last), vote, horizon)?;
+        check_position(meta.membership_id, vote, horizon)?;
         check_membership(&meta.membership)?;
         let committed = {
             let metrics = self.inner.raft.metrics();
@@ -273,7 +279,59 @@ impl Consensus {
     }
 }
 
+/// Where terms and indexes of others end, as this server sees it.
+#[derive(Clone, Copy, Debug)]
+struct Horizon {
+    term: u64,
+    index: u64,
+}
+
+impl Horizon {
+    /// Seen from this term, and this end of the log. One that was never in a term has nothing to compare with.
+    fn from(term: u64, last: u64) -> Horizon {
+        Horizon {
+            term: match term {
+                0 => MAX_TERM,
+                term => MAX_TERM.min(term.saturating_add(TERMS_AHEAD)),
+            },
+            index: MAX_INDEX.min(last.saturating_add(ENTRIES_AHEAD)),
+        }
+    }
+}
+
+/// The vote that another server answers with to one who is in `term`.
+pub(super) fn check_answered_vote(vote: Vote, term: u64) -> Checked<Vote> {
+    let horizon = Horizon::from(term, 0);
+    require(vote.term < horizon.term, "a term beyond all reason")?;
+    Ok(vote)
+}
+
 impl Inner {
+    fn horizon(&self) -> Horizon {
+        let term = self.raft.server_metrics();
+        let term = term.borrow_watched().vote.leader_id.term;
+        let last = self.raft.data_metrics();
+        let last = last.borrow_watched().last_log;
+        Horizon::from(term, last.map_or(0, |last| last.index))
+    }
+
+    fn raft_append(
+        &self,
+        request: Append,
+        from: ServerId,
+    ) -> Checked<AppendEntriesRequest<TypeConfig>> {
+        check_append(&request, from, self.id, self.horizon())?;
+        let entries: io::Result<Vec<_>> =
+            request.entries.into_iter().map(raft::raft_entry).collect();
+        Ok(AppendEntriesRequest {
+            vote: raft::raft_vote(request.vote),
+            prev_log_id: request.previous.map(raft::raft_log_id),
+            leader_commit: request.committed.map(raft::raft_log_id),
+            entries: entries
+                .map_err(|_| ReceiveError::Malformed("members that contradict each other"))?,
+        })
+    }
+
     /// Whether the disk has room for it. What it has none for is not begun: the leader tries again, and this
     /// server is behind until then.
     fn admit(&self, request: &Append) -> Checked<()> {
@@ -296,43 +354,27 @@ impl Inner {
     }
 }
 
-fn raft_append(
-    request: Append,
-    from: ServerId,
-    own: ServerId,
-) -> Checked<AppendEntriesRequest<TypeConfig>> {
-    check_append(&request, from, own)?;
-    let entries: io::Result<Vec<_>> = request.entries.into_iter().map(raft::raft_entry).collect();
-    Ok(AppendEntriesRequest {
-        vote: raft::raft_vote(request.vote),
-        prev_log_id: request.previous.map(raft::raft_log_id),
-        leader_commit: request.committed.map(raft::raft_log_id),
-        entries: entries
-            .map_err(|_| ReceiveError::Malformed("members that contradict each other"))?,
-    })
-}
-
-fn check_vote(vote: Vote, from: ServerId) -> Checked<()> {
-    require(vote.term < MAX_TERM, "a term beyond all reason")?;
+fn check_vote(vote: Vote, from: ServerId, horizon: Horizon) -> Checked<()> {
+    require(vote.term < horizon.term, "a term beyond all reason")?;
     require(
         vote.candidate == from,
         "a vote in the name of another server",
     )
 }
 
-fn check_leader(vote: Vote, from: ServerId, own: ServerId) -> Checked<()> {
-    check_vote(vote, from)?;
+fn check_leader(vote: Vote, from: ServerId, own: ServerId, horizon: Horizon) -> Checked<()> {
+    check_vote(vote, from, horizon)?;
     require(from != own, "a leader of the name of this server")?;
     require(vote.granted, "the sender was not elected")
 }
 
-fn check_candidate(request: &VoteRequest, from: ServerId) -> Checked<()> {
-    check_vote(request.vote, from)?;
+fn check_candidate(request: &VoteRequest, from: ServerId, horizon: Horizon) -> Checked<()> {
+    check_vote(request.vote, from, horizon)?;
     require(!request.vote.granted, "a candidate that is elected already")?;
     match request.last {
         None => Ok(()),
         Some(last) => {
-            require(last.index < MAX_INDEX, "an index beyond all reason")?;
+            require(last.index < horizon.index, "an index beyond all reason")?;
             require(
                 last.term <= request.vote.term,
                 "a log from after the term of its owner",
@@ -342,25 +384,25 @@ fn check_candidate(request: &VoteRequest, from: ServerId) -> Checked<()> {
 }
 
 /// A leader has nothing in its log from after its own term.
-fn check_position(id: Option<LogId>, vote: Vote) -> Checked<()> {
+fn check_position(id: Option<LogId>, vote: Vote, horizon: Horizon) -> Checked<()> {
     let Some(id) = id else {
         return Ok(());
     };
-    require(id.index < MAX_INDEX, "an index beyond all reason")?;
+    require(id.index < horizon.index, "an index beyond all reason")?;
     require(
         (id.term, id.leader) <= (vote.term, vote.candidate),
         "a log from after the term of its leader",
     )
 }
 
-fn check_append(request: &Append, from: ServerId, own: ServerId) -> Checked<()> {
-    check_leader(request.vote, from, own)?;
-    check_position(request.previous, request.vote)?;
-    check_position(request.committed, request.vote)?;
+fn check_append(request: &Append, from: ServerId, own: ServerId, horizon: Horizon) -> Checked<()> {
+    check_leader(request.vote, from, own, horizon)?;
+    check_position(request.previous, request.vote, horizon)?;
+    check_position(request.committed, request.vote, horizon)?;
     require(request.entries.len() <= MAX_ENTRIES, "too many entries")?;
     let mut before = request.previous;
     for Entry { id, payload } in &request.entries {
-        check_position(Some(*id), request.vote)?;
+        check_position(Some(*id), request.vote, horizon)?;
         let expected = before.map_or(0, |before| before.index + 1);
         require(id.index == expected, "entries that are not in a row")?;
         if let Some(before) = before {
@@ -440,8 +482,13 @@ mod tests {
         }
     }
 
+    /// Of a server in term 4.
+    fn check(request: &Append, from: ServerId, own: ServerId) -> Checked<()> {
+        check_append(request, from, own, Horizon::from(4, 9))
+    }
+
     fn refusal(request: &Append) -> String {
-        check_append(request, server(1), server(2))
+        check(request, server(1), server(2))
             .unwrap_err()
             .to_string()
     }
@@ -449,20 +496,40 @@ mod tests {
     #[test]
     fn a_leader_is_who_it_says_and_was_elected() {
         let good = append(Some(id(4, 9)), &[id(4, 10), id(5, 11)]);
-        check_append(&good, server(1), server(2)).unwrap();
-        check_append(&append(None, &[id(1, 0)]), server(1), server(2)).unwrap();
-        assert!(check_append(&good, server(3), server(2)).is_err());
-        assert!(check_append(&good, server(1), server(1)).is_err());
+        check(&good, server(1), server(2)).unwrap();
+        check(&append(None, &[id(1, 0)]), server(1), server(2)).unwrap();
+        assert!(check(&good, server(3), server(2)).is_err());
+        assert!(check(&good, server(1), server(1)).is_err());
         let candidate = Append {
             vote: vote(5, false),
             ..good.clone()
         };
         assert!(refusal(&candidate).contains("was not elected"));
-        let absurd = Append {
-            vote: vote(u64::MAX, true),
+        for term in [u64::MAX, MAX_TERM - 1, 4 + TERMS_AHEAD] {
+            let absurd = Append {
+                vote: vote(term, true),
+                ..good.clone()
+            };
+            assert!(refusal(&absurd).contains("term beyond"));
+        }
+        let far = Append {
+            vote: vote(3 + TERMS_AHEAD, true),
             ..good
         };
-        assert!(refusal(&absurd).contains("term beyond"));
+        check(&far, server(1), server(2)).unwrap();
+    }
+
+    #[test]
+    fn who_was_never_in_a_term_believes_more() {
+        let far = append(None, &[]);
+        let far = Append {
+            vote: vote(MAX_TERM - 1, true),
+            ..far
+        };
+        let check = |term| check_append(&far, server(1), server(2), Horizon::from(term, 0));
+        check(0).unwrap();
+        check(1).unwrap_err();
+        check(MAX_TERM - 2).unwrap();
     }
 
     #[test]
@@ -474,6 +541,7 @@ mod tests {
             (append(Some(id(4, 9)), &[id(6, 10)]), "from after the term"),
             (append(Some(id(6, 9)), &[]), "from after the term"),
             (append(Some(id(4, u64::MAX)), &[]), "index beyond"),
+            (append(Some(id(4, 9 + ENTRIES_AHEAD)), &[]), "index beyond"),
         ];
         for (request, expected) in cases {
             let refusal = refusal(&request);
@@ -520,7 +588,7 @@ mod tests {
         ) {
             let previous = previous.map(|(term, index)| id(term, index));
             let ids: Vec<LogId> = ids.into_iter().map(|(term, index)| id(term, index)).collect();
-            if check_append(&append(previous, &ids), server(1), server(2)).is_ok() {
+            if check(&append(previous, &ids), server(1), server(2)).is_ok() {
                 let all: Vec<LogId> = previous.into_iter().chain(ids).collect();
                 let in_order = all.windows(2).all(|pair| {
                     pair[0].index + 1 == pair[1].index && pair[0].term <= pair[1].term

@@ -5,6 +5,7 @@ mod faults;
 mod machines;
 mod net;
 mod simulation;
+mod strangers;
 
 use std::collections::BTreeSet;
 
