@@ -17,7 +17,7 @@ use std::io;
 
 use crate::{
     log::{LogId, Membership, codec::CodecError},
-    state::RecordError,
+    state::{Record, RecordError},
 };
 
 pub use reader::SnapshotReader;
@@ -56,12 +56,20 @@ pub enum SnapshotError {
     Checksum { part: &'static str },
     #[error("the snapshot is malformed: {0}")]
     Malformed(&'static str),
-    #[error("the snapshot holds table {0}, which this binary does not know")]
+    #[error(
+        "the snapshot holds table {0}, which this binary does not know: it is of a newer wharf, and so must this server be"
+    )]
     UnknownTable(u8),
     #[error("the snapshot's header: {0}")]
     Header(#[from] CodecError),
-    #[error("a record of the snapshot is unreadable: {0}")]
-    Decode(#[from] rmp_serde::decode::Error),
+    #[error(
+        "a record of table {table} ({}) is unreadable: it is of a newer wharf, and so must this server be, or made wrongly: {source}",
+        Record::table_name(*table)
+    )]
+    Decode {
+        table: u8,
+        source: rmp_serde::decode::Error,
+    },
     #[error("a record cannot be written: {0}")]
     Encode(#[from] rmp_serde::encode::Error),
     #[error("the records of the snapshot contradict each other: {0}")]

@@ -153,7 +153,10 @@ impl<R: Read> SnapshotReader<R> {
             return Ok(true);
         }
         for record in split_records(&body) {
-            let record: Record = rmp_serde::from_slice(record?)?;
+            let table = head.table;
+            let decoded = rmp_serde::from_slice(record?);
+            let record: Record =
+                decoded.map_err(|source| SnapshotError::Decode { table, source })?;
             if record.table() != head.table {
                 return Err(SnapshotError::Malformed("a record is in the wrong table"));
             }

@@ -15,7 +15,10 @@ use std::{
 use bytes::{Buf, Bytes};
 
 use super::{SnapshotError, SnapshotMeta, SnapshotReader, SnapshotWriter};
-use crate::{log::LogId, state::Record};
+use crate::{
+    log::LogId,
+    state::{Record, State},
+};
 
 /// How many are kept: the newest, and the one before it in case the newest is damaged.
 const KEEP: usize = 2;
@@ -234,8 +237,8 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// Reads a snapshot from elsewhere to its end and verifies it while it is written down. What is
-    /// returned is whole; it is not the current one before it is adopted. Blocks.
+    /// Reads a snapshot from elsewhere to its end and verifies it while it is written down, its records included. What
+    /// is returned is whole; it is not the current one before it is adopted. Blocks.
     pub fn receive(&self, input: impl Read) -> Result<Snapshot, SnapshotError> {
         let Some(directory) = &self.directory else {
             let mut bytes = Vec::new();
@@ -370,11 +373,15 @@ impl Write for Bounded<'_> {
     }
 }
 
-/// Copies what is read, and says of what it is a snapshot once all of it has been found good.
+/// Copies what is read, and says of what it is a snapshot once all of it has been found good: also that a state can be
+/// made of it, as it will be, which is thrown away here. Checksums say only that it is what its writer meant.
 fn verified_copy(input: impl Read, out: impl Write) -> Result<SnapshotMeta, SnapshotError> {
     let reader = SnapshotReader::new(Tee { input, out })?;
     let meta = reader.meta().clone();
-    reader.verify()?;
+    let mut state = State::restored(meta.index());
+    for record in reader {
+        state.insert(record?)?;
+    }
     Ok(meta)
 }
 

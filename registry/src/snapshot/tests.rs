@@ -201,23 +201,27 @@ fn a_newer_format_is_named() {
 
 /// A snapshot with one more table, as a newer wharf may write.
 fn with_unknown_table(flags: u8) -> Vec<u8> {
-    const TABLE: u8 = 250;
+    with_block(250, flags, b"???")
+}
+
+/// A snapshot that ends with a block of one record, whatever that is.
+fn with_block(table: u8, flags: u8, record: &[u8; 3]) -> Vec<u8> {
     let (bytes, summary) = written(&replica(&[]));
     let footer = 2 + 9 * summary.counts.len() + HASH_LEN;
     let mut bytes = bytes[..bytes.len() - footer].to_vec();
-    let body = b"\0\0\0\x03???";
+    let body = [b"\0\0\0\x03", &record[..]].concat();
     let head = BlockHead {
-        table: TABLE,
+        table,
         flags,
         records: 1,
         len: body.len() as u32,
     };
     bytes.push(BLOCK);
     bytes.extend(head.to_bytes());
-    bytes.extend(head.checksum(body).to_be_bytes());
+    bytes.extend(head.checksum(&body).to_be_bytes());
     bytes.extend(body);
     let mut counts = summary.counts;
-    counts.insert(TABLE, 1);
+    counts.insert(table, 1);
     bytes.extend([FOOTER, counts.len() as u8]);
     for (table, records) in counts {
         bytes.push(table);
@@ -325,6 +329,22 @@ fn what_is_received_is_whole_or_refused_and_leaves_nothing_behind() {
         assert_eq!(names(dir.path()), Vec::<String>::new());
         store.adopt(&received).unwrap();
         assert_eq!(store.current().unwrap().meta(), received.meta());
+    }
+}
+
+/// A server takes what it received for its state, and ends if it cannot.
+#[test]
+fn what_is_received_can_be_read() {
+    let store = SnapshotStore::in_memory();
+    store
+        .receive(&with_unknown_table(SKIPPABLE)[..])
+        .expect("what may be left out is left out");
+    let newer = store.receive(&with_unknown_table(0)[..]).unwrap_err();
+    assert!(matches!(newer, SnapshotError::UnknownTable(250)), "{newer}");
+    let unreadable = store.receive(&with_block(50, 0, &[0xc1; 3])[..]);
+    let unreadable = unreadable.unwrap_err();
+    for error in [newer, unreadable] {
+        assert!(error.to_string().contains("newer wharf"), "{error}");
     }
 }
 

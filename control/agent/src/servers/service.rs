@@ -282,7 +282,14 @@ impl Servers for Service {
             .consensus
             .receive_snapshot(from, vote, pieces::from_channel(incoming));
         let ((), received) = tokio::join!(feeding, received);
-        let vote = received.map_err(receive_status)?;
+        let vote = received.map_err(|error| {
+            if let ReceiveError::Snapshot(error) = &error {
+                self.complaints.warn(&format!(
+                    "the snapshot of server {from} is not taken: {error}"
+                ));
+            }
+            receive_status(error)
+        })?;
         Ok(Response::new(proto::SnapshotReply {
             vote: Some(wire::write_vote(vote)),
         }))
