@@ -107,6 +107,8 @@ impl Consensus {
         from: ServerId,
         request: Append,
     ) -> Checked<HeartbeatReply> {
+        // It is answered before the disk has what came with it.
+        require(request.entries.is_empty(), "a heartbeat with entries")?;
         let raft = &self.inner.raft;
         let vote = raft::raft_vote(request.vote);
         // A new leader's vote is written down.

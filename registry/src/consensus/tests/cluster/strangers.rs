@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    log::{LogId, Membership, Vote},
+    log::{Entry, LogId, Membership, Payload, Vote},
     snapshot::{Snapshot, SnapshotMeta},
 };
 
@@ -89,4 +89,29 @@ async fn terms_and_indexes_out_of_all_proportion_move_nobody() {
     assert_eq!(cluster.leader().await, leader);
     assert_eq!(cluster.at(leader).term(), term);
     cluster.agree_on(&["before".into()]).await;
+}
+
+/// What a heartbeat brings is acknowledged before the disk has it.
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_brings_no_entries() {
+    let cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let (term, id) = (cluster.at(leader).term(), cluster.machines[leader].id);
+    let follower = cluster.at((leader + 1) % 3);
+    let index = follower.registry().view().log_index();
+    let at = |index| LogId {
+        term,
+        leader: id,
+        index,
+    };
+    let beat = Append {
+        previous: Some(at(index)),
+        entries: vec![Entry {
+            id: at(index + 1),
+            payload: Payload::Command(set("a", "v").encode()),
+        }],
+        ..heartbeat(elected(term, id))
+    };
+    assert_malformed(follower.receive_heartbeat(id, beat).await);
+    cluster.agree_on(&[]).await;
 }
