@@ -24,6 +24,7 @@ use super::{
         self, LeaderId, Proposal, RaftLogId, SnapshotMeta as RaftSnapshotMeta, StoredMembership,
         TypeConfig,
     },
+    receiving::Receiving,
     recovery::NewMembers,
     runtime::{spawn_blocking, watch},
     sending::Sending,
@@ -59,8 +60,8 @@ pub(super) struct Snapshots {
     pub(super) store: SnapshotStore,
     /// One permit: held by whoever writes a snapshot.
     pub(super) writing: Arc<Semaphore>,
-    /// One permit: held while a snapshot of a peer arrives.
-    pub(super) receiving: Arc<Semaphore>,
+    /// Whose snapshot is arriving.
+    pub(super) receiving: Arc<Receiving>,
     pub(super) policy: SnapshotPolicy,
     pub(super) sending: Sending,
     members: Option<Arc<NewMembers>>,
@@ -108,7 +109,7 @@ impl Snapshots {
         Arc::new(Snapshots {
             store,
             writing: Arc::new(Semaphore::new(1)),
-            receiving: Arc::new(Semaphore::new(1)),
+            receiving: Arc::default(),
             policy,
             sending: Sending::default(),
             members,

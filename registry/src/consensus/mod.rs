@@ -27,6 +27,7 @@ mod network;
 mod opened;
 mod raft;
 mod receive;
+mod receiving;
 mod recovery;
 mod runtime;
 mod sending;

@@ -53,6 +53,8 @@ pub enum ReceiveError {
     Malformed(&'static str),
     #[error("another snapshot is being received")]
     Busy,
+    #[error("a newer leader sends its snapshot")]
+    Displaced,
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("the disk of this server is full")]
@@ -195,7 +197,9 @@ impl Consensus {
     }
 
     /// Reads a snapshot to its end, verifies it, and makes it this server's state. Nothing has changed
-    /// if it turns out to be cut short or damaged.
+    /// if it turns out to be cut short or damaged. Of one that leads no more nothing is read.
+    ///
+    /// The input is read by a thread that waits for it: whoever feeds it ends it when this returns.
     pub async fn receive_snapshot(
         &self,
         from: ServerId,
@@ -204,18 +208,21 @@ impl Consensus {
     ) -> Checked<Vote> {
         let horizon = self.inner.horizon();
         check_leader(vote, from, self.inner.id, horizon)?;
+        let own = self.inner.raft.server_metrics().borrow_watched().vote;
+        let raft_vote = raft::raft_vote(vote);
+        if raft_vote < own {
+            return Ok(raft::vote(&own));
+        }
         let snapshots = self.inner.snapshots.clone();
-        let permit = snapshots
-            .receiving
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| ReceiveError::Busy)?;
-        let received = runtime::spawn_blocking(move || {
-            let received = snapshots.store.receive(input);
-            drop(permit);
-            received
-        });
-        let snapshot = received.await.map_err(|_| ReceiveError::ShuttingDown)??;
+        let turn = snapshots.receiving.begin(raft_vote);
+        let mut turn = turn.ok_or(ReceiveError::Busy)?;
+        let reading = runtime::spawn_blocking(move || snapshots.store.receive(input));
+        let received = tokio::select! {
+            received = reading => received,
+            () = turn.is_over() => return Err(ReceiveError::Displaced),
+        };
+        drop(turn);
+        let snapshot = received.map_err(|_| ReceiveError::ShuttingDown)??;
         self.check_snapshot(&snapshot, vote, horizon)?;
         // It is written once more, under its name; a failure there would be the end of this server.
         let room = self
@@ -231,7 +238,7 @@ impl Consensus {
         let reply = self
             .inner
             .raft
-            .install_full_snapshot(raft::raft_vote(vote), snapshot)
+            .install_full_snapshot(raft_vote, snapshot)
             .await
             .map_err(|_| ReceiveError::ShuttingDown)?;
         self.inner.contact.made();

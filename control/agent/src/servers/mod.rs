@@ -19,6 +19,7 @@ mod complaints;
 mod departed;
 mod intake;
 mod introduction;
+mod parts;
 mod presence;
 mod service;
 mod wire;

@@ -28,6 +28,7 @@ use super::{
     complaints::Complaints,
     intake::{Intake, Pending},
     introduction::Introductions,
+    parts::Parts,
     wire,
 };
 use crate::grpc::{Bounds, Gate, GrpcListener};
@@ -37,8 +38,6 @@ const STREAMS: u32 = 4096;
 /// Connections of the servers and agents of one machine, and of who tries. A server keeps four, an agent two.
 const CONNECTIONS_FROM_LOOPBACK: usize = 256;
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
-/// How long a sender of a snapshot may be silent.
-const PART_WITHIN: Duration = Duration::from_secs(30);
 const PARTS_AHEAD: usize = 4;
 
 #[derive(Debug)]
@@ -116,22 +115,13 @@ impl Service {
     }
 }
 
-/// The next part of a snapshot, if it comes in time.
-async fn next_part(
-    parts: &mut Streaming<proto::SnapshotPart>,
-) -> Result<Option<proto::SnapshotPart>, Status> {
-    match tokio::time::timeout(PART_WITHIN, parts.message()).await {
-        Ok(part) => part,
-        Err(_) => Err(Status::deadline_exceeded("the snapshot does not go on")),
-    }
-}
-
 fn receive_status(error: ReceiveError) -> Status {
     match error {
         ReceiveError::Misdirected(error) => Status::failed_precondition(error.to_string()),
         ReceiveError::Malformed(_) => Status::invalid_argument(error.to_string()),
         ReceiveError::DiskFull => wire::disk_full(error.to_string()),
         ReceiveError::Busy => Status::resource_exhausted(error.to_string()),
+        ReceiveError::Displaced => Status::aborted(error.to_string()),
         ReceiveError::Snapshot(_) => Status::data_loss(error.to_string()),
         ReceiveError::ShuttingDown => Status::aborted(error.to_string()),
     }
@@ -254,8 +244,8 @@ impl Servers for Service {
         request: Request<Streaming<proto::SnapshotPart>>,
     ) -> Result<Response<proto::SnapshotReply>, Status> {
         let from = self.admitted(&request).await?.from;
-        let mut parts = request.into_inner();
-        let first = next_part(&mut parts).await?;
+        let mut parts = Parts::new(request.into_inner());
+        let first = parts.next().await?;
         let first = first.ok_or(Status::invalid_argument("an empty snapshot"))?;
         let vote = wire::read_vote(first.vote)?;
         tracing::info!(%from, "receiving a snapshot");
@@ -273,15 +263,18 @@ impl Servers for Service {
                 if blocks.send(block).await.is_err() || failed {
                     return;
                 }
-                part = next_part(&mut parts)
-                    .await
-                    .map(|part| part.map(|part| part.data));
+                part = parts.next_bytes().await;
             }
         };
         let received = self
             .consensus
             .receive_snapshot(from, vote, pieces::from_channel(incoming));
-        let ((), received) = tokio::join!(feeding, received);
+        tokio::pin!(received);
+        // What is not read any more is not waited for.
+        let received = tokio::select! {
+            received = &mut received => received,
+            () = feeding => received.await,
+        };
         let vote = received.map_err(|error| {
             if let ReceiveError::Snapshot(error) = &error {
                 self.complaints.warn(&format!(

@@ -1,8 +1,13 @@
 //! What a server that is broken, or none of ours, may say without harm.
 
+use std::io::{self, Read};
+
+use tokio::sync::mpsc;
+
 use super::*;
 use crate::{
     log::{Entry, LogId, Membership, Payload, Vote},
+    pieces,
     snapshot::{Snapshot, SnapshotMeta},
 };
 
@@ -114,4 +119,75 @@ async fn a_heartbeat_brings_no_entries() {
     };
     assert_malformed(follower.receive_heartbeat(id, beat).await);
     cluster.agree_on(&[]).await;
+}
+
+struct Unread;
+
+impl Read for Unread {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        panic!("it is read");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_read_of_the_snapshot_of_one_that_leads_no_more() {
+    let cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let stranger = server_id(9);
+    let answer = cluster.at((leader + 1) % 3);
+    let answer = answer
+        .receive_snapshot(stranger, elected(0, stranger), Unread)
+        .await
+        .unwrap();
+    assert_eq!(answer.term, cluster.at(leader).term());
+    assert_eq!(answer.candidate, cluster.machines[leader].id);
+}
+
+/// Otherwise one that sends nothing would keep all others from sending theirs. A thread waits here, so time has to pass.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_snapshot_of_a_newer_leader_takes_the_place_of_one_that_is_coming() {
+    let mut cluster = Cluster::empty();
+    let at = cluster.add(1, "s0", "a0").await;
+    let here = cluster.at(at).clone();
+    let last = |term| LogId {
+        term,
+        leader: server_id(8),
+        index: 7,
+    };
+    let (slow, parts) = mpsc::channel(1);
+    let first = {
+        let here = here.clone();
+        let parts = pieces::from_channel(parts);
+        let vote = elected(3, server_id(9));
+        tokio::spawn(async move { here.receive_snapshot(server_id(9), vote, parts).await })
+    };
+    // It is being received once this has been read.
+    let begin = bytes::Bytes::from_static(b"WHARFSNP");
+    slow.send(Ok(begin.clone())).await.unwrap();
+    slow.send(Ok(bytes::Bytes::new())).await.unwrap();
+    for (term, from) in [(2, 8), (3, 9)] {
+        let from = server_id(from);
+        let busy = here
+            .receive_snapshot(from, elected(term, from), Unread)
+            .await;
+        assert!(matches!(busy, Err(ReceiveError::Busy)), "{busy:?}");
+    }
+    let newer = elected(4, server_id(8));
+    let snapshot = snapshot_at(last(4)).bytes();
+    let installed = here.receive_snapshot(server_id(8), newer, snapshot).await;
+    assert_eq!(installed.unwrap(), newer);
+    let displaced = first.await.unwrap();
+    assert!(
+        matches!(displaced, Err(ReceiveError::Displaced)),
+        "{displaced:?}"
+    );
+    drop(slow);
+    // The way is free again.
+    let newest = elected(5, server_id(8));
+    let snapshot = snapshot_at(LogId {
+        index: 9,
+        ..last(5)
+    });
+    let installed = here.receive_snapshot(server_id(8), newest, snapshot.bytes());
+    assert_eq!(installed.await.unwrap(), newest);
 }
