@@ -75,6 +75,11 @@ impl Identity {
         *self.lock()
     }
 
+    /// Whether anybody of a cluster may have spoken to this server.
+    pub(super) fn has_met(&self) -> bool {
+        self.lock().is_some()
+    }
+
     /// Whether the message is for this server and of its cluster, which it adopts if it has none.
     /// Blocks for a moment when it does.
     pub(super) fn check(&self, envelope: &Envelope) -> Result<(), Misdirected> {

@@ -208,7 +208,8 @@ impl Consensus {
         // It may have acknowledged a leader right before it went down, and votes for nobody, itself included, until
         // that leader's lease is over. Alone it has nobody to wait for, and stands for election below.
         let lease = config.timings.election_max;
-        let gave_lease = !alone && opened.log.vote().is_some();
+        // Also one that has no vote, and no log: a heartbeat is answered before either is on the disk.
+        let gave_lease = !alone && (opened.log.vote().is_some() || opened.identity.has_met());
         let raft_config = match gave_lease {
             true => Arc::new(Config {
                 enable_elect: false,

@@ -191,3 +191,39 @@ async fn the_snapshot_of_a_newer_leader_takes_the_place_of_one_that_is_coming() 
     let installed = here.receive_snapshot(server_id(8), newest, snapshot.bytes());
     assert_eq!(installed.await.unwrap(), newest);
 }
+
+/// A heartbeat is answered before the vote of its leader is on the disk. Who lost that vote in a power cut, and with it
+/// everything but the name of its cluster, has given a lease all the same.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lost_its_first_vote_waits_for_the_lease_it_may_have_given() {
+    let mut cluster = Cluster::empty();
+    let lease = Timings::lan().election_max;
+    for (at, told) in [(0, false), (1, true)] {
+        let id = server_id(at as u128 + 5);
+        cluster
+            .add(at as u128 + 5, &format!("s{at}"), &format!("a{at}"))
+            .await;
+        if told {
+            let envelope = Envelope {
+                cluster: ClusterId(server_id(1).0),
+                from: server_id(1),
+                to: id,
+            };
+            cluster.at(at).check_envelope(&envelope).unwrap();
+        }
+        cluster.crash(at).await;
+        let started = tokio::time::Instant::now();
+        cluster.start(at).await;
+        let request = VoteRequest {
+            vote: Vote {
+                granted: false,
+                ..elected(1, server_id(1))
+            },
+            last: None,
+            election: Election::Campaign,
+        };
+        let voted = cluster.at(at).receive_vote(server_id(1), request);
+        assert!(voted.await.unwrap().granted);
+        assert_eq!(started.elapsed() >= lease, told, "{:?}", started.elapsed());
+    }
+}
