@@ -59,6 +59,9 @@ pub struct Deregister {
 pub enum DeregisterTarget {
     /// The node with everything on it.
     Node,
+    /// The same, unless this check of the node is gone or was changed after `index`: whoever looked there, and found the
+    /// node dead, may be late.
+    NodeAt { check: Str, index: u64 },
     /// The instance with this id, and its checks.
     Service(Str),
     /// The check with this id.

@@ -94,31 +94,35 @@ pub(crate) async fn abandon_restores(cluster: Arc<dyn Cluster>, stop: Cancellati
     }
 }
 
-/// The nodes that are dead: whoever looks after them says so in the catalog.
-fn dead_nodes(view: &View) -> impl Iterator<Item = &Str> {
-    let dead = view.nodes().filter(|entry| {
-        let check = entry.checks.get(SERF_HEALTH);
-        check.is_some_and(|check| check.status == CheckStatus::Critical)
-    });
-    dead.map(|entry| &entry.node.name)
+/// The nodes that are dead, and the index at which whoever looks after them said so.
+fn dead_nodes(view: &View) -> impl Iterator<Item = (Str, u64)> {
+    view.nodes().filter_map(|entry| {
+        let check = entry.checks.get(SERF_HEALTH)?;
+        let is_dead = check.status == CheckStatus::Critical;
+        is_dead.then(|| (entry.node.name.clone(), check.modify_index))
+    })
 }
 
 /// Takes nodes out of the catalog that have been dead for `after` (Consul's `reconnect_timeout`), with everything on
 /// them. The catalog does not say since when: every server remembers when it saw it first, and whoever leads goes by
-/// its own memory. So it is never too early, and later after a restart.
+/// its own memory. So it is never too early, and later after a restart. What it knows may be late all the same: a node of
+/// which something else has been said since is left alone.
 pub(crate) async fn reap_dead_nodes(
     cluster: Arc<dyn Cluster>,
     after: Duration,
     stop: CancellationToken,
 ) {
-    let mut since: HashMap<Str, Instant> = HashMap::new();
+    let mut since: HashMap<(Str, u64), Instant> = HashMap::new();
     let mut rounds = Rounds::until(stop);
     while rounds.next().await {
         let now = Instant::now();
         let view = cluster.registry().view();
         let before = std::mem::take(&mut since);
         since = dead_nodes(&view)
-            .map(|name| (name.clone(), before.get(name).copied().unwrap_or(now)))
+            .map(|dead| {
+                let at = before.get(&dead).copied().unwrap_or(now);
+                (dead, at)
+            })
             .collect();
         drop(view);
         if !cluster.leader().is_some_and(|leader| leader.is_self) {
@@ -132,12 +136,15 @@ pub(crate) async fn reap_dead_nodes(
         };
         let long_dead = since
             .iter()
-            .filter(|(name, at)| now - **at >= after && !is_server(name));
-        for (name, _) in long_dead {
+            .filter(|((name, _), at)| now - **at >= after && !is_server(name));
+        for ((name, index), _) in long_dead {
             tracing::warn!(%name, "a node that has been dead for {after:?} is taken out of the catalog");
             let reap = Command::Deregister(Deregister {
                 node: name.clone(),
-                target: DeregisterTarget::Node,
+                target: DeregisterTarget::NodeAt {
+                    check: SERF_HEALTH.into(),
+                    index: *index,
+                },
             });
             if let Err(error) = cluster.write(reap).await {
                 tracing::debug!(%error, "it stays for now");
@@ -177,26 +184,30 @@ mod tests {
         };
         let says =
             |name: &'static str, alive| register(name, Some(serf_health(&name.into(), alive)));
-        for name in ["alive", "dead", "moody"] {
+        for name in ["alive", "dead", "moody", "quick"] {
             says(name, true).await.unwrap();
         }
         // Registered by somebody else, who also has to take it out.
         register("external", None).await.unwrap();
         says("dead", false).await.unwrap();
         says("moody", false).await.unwrap();
+        says("quick", false).await.unwrap();
         tokio::time::sleep(after - 2 * GRANULARITY).await;
         says("moody", true).await.unwrap();
         tokio::time::sleep(GRANULARITY).await;
         says("moody", false).await.unwrap();
+        // Back between two looks.
+        says("quick", true).await.unwrap();
+        says("quick", false).await.unwrap();
         let names = || -> Vec<String> {
             let view = cluster.registry().view();
             view.nodes()
                 .map(|entry| entry.node.name.to_string())
                 .collect()
         };
-        assert_eq!(names(), ["alive", "dead", "external", "moody"]);
+        assert_eq!(names(), ["alive", "dead", "external", "moody", "quick"]);
         tokio::time::sleep(4 * GRANULARITY).await;
-        assert_eq!(names(), ["alive", "external", "moody"]);
+        assert_eq!(names(), ["alive", "external", "moody", "quick"]);
         tokio::time::sleep(after).await;
         assert_eq!(names(), ["alive", "external"]);
         stop.cancel();

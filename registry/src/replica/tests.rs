@@ -124,6 +124,7 @@ fn command() -> impl Strategy<Value = Command> {
         });
     let target = prop_oneof![
         Just(DeregisterTarget::Node),
+        (check_id(), 0u64..40).prop_map(|(check, index)| DeregisterTarget::NodeAt { check, index }),
         service_id().prop_map(DeregisterTarget::Service),
         check_id().prop_map(DeregisterTarget::Check),
     ];

@@ -208,7 +208,7 @@ fn deregister(local: &Local, target: DeregisterTarget) -> Write {
     match &target {
         DeregisterTarget::Service(id) => settles.services.insert(id.clone()),
         DeregisterTarget::Check(id) => settles.checks.insert(id.clone()),
-        DeregisterTarget::Node => false,
+        DeregisterTarget::Node | DeregisterTarget::NodeAt { .. } => false,
     };
     Write {
         command: Command::Deregister(Deregister {

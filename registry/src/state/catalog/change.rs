@@ -225,6 +225,13 @@ impl State {
         let key = fold_name(&deregister.node);
         match &deregister.target {
             DeregisterTarget::Node => self.remove_node(index, &key, touched),
+            DeregisterTarget::NodeAt { check, index: at } => {
+                let entry = self.nodes.get(&key);
+                let check = entry.and_then(|entry| entry.checks.get(check));
+                if check.is_some_and(|check| check.modify_index <= *at) {
+                    self.remove_node(index, &key, touched);
+                }
+            }
             DeregisterTarget::Service(id) => self.remove_service(index, &key, id, touched),
             DeregisterTarget::Check(id) => self.remove_check(index, &key, id, touched),
         }

@@ -131,6 +131,36 @@ fn a_change_to_one_service_does_not_touch_another() {
 }
 
 #[test]
+fn a_node_is_not_removed_for_a_check_that_has_changed() {
+    let mut state = State::default();
+    let says = |state: &mut State, status| {
+        let says = Register {
+            node: node("n1", "", "10.0.0.1"),
+            checks: vec![check("alive", "", status)],
+            ..Register::default()
+        };
+        register(state, says);
+        state.nodes["n1"].checks["alive"].modify_index
+    };
+    let remove = |state: &mut State, check: &str, index| {
+        let check = check.into();
+        deregister(state, "N1", DeregisterTarget::NodeAt { check, index })
+    };
+    let seen = says(&mut state, CheckStatus::Critical);
+    says(&mut state, CheckStatus::Passing);
+    assert!(remove(&mut state, "alive", seen).is_empty(), "it was back");
+    let again = says(&mut state, CheckStatus::Critical);
+    assert!(remove(&mut state, "alive", seen).is_empty(), "it was back");
+    assert!(remove(&mut state, "other", again).is_empty(), "no check");
+    // To say the same again is no change.
+    assert_eq!(says(&mut state, CheckStatus::Critical), again);
+    let touched = remove(&mut state, "alive", again);
+    assert!(touched.contains(&WatchKey::Node("n1".into())));
+    assert!(state.nodes.is_empty());
+    assert!(remove(&mut state, "alive", again).is_empty(), "gone");
+}
+
+#[test]
 fn the_last_instance_takes_the_service_away() {
     let mut state = State::default();
     register(&mut state, web_on("n1"));
