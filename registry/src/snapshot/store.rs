@@ -378,7 +378,7 @@ impl Write for Bounded<'_> {
 fn verified_copy(input: impl Read, out: impl Write) -> Result<SnapshotMeta, SnapshotError> {
     let reader = SnapshotReader::new(Tee { input, out })?;
     let meta = reader.meta().clone();
-    let mut state = State::restored(meta.index());
+    let mut state = State::restored(meta.index())?;
     for record in reader {
         state.insert(record?)?;
     }

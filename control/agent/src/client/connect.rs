@@ -1,7 +1,7 @@
 //! Which server, and when to go to another.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -12,6 +12,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use uuid::Uuid;
 use wharf_registry::Mirror;
 
@@ -32,6 +33,8 @@ pub(crate) const LAST_WELCOME: Duration = Duration::from_secs(12);
 
 /// How many servers that do not answer are named.
 const NAMED: usize = 8;
+/// Connections that are not needed any more, and kept for their servers' sake.
+const MAX_PARTING: usize = 4;
 
 /// For how long a server that was of no use is tried after all others.
 const AVOIDED_FOR: Duration = Duration::from_secs(30);
@@ -78,6 +81,9 @@ pub(super) struct Connector {
     was_welcome: bool,
     /// Who did not answer in this round, and why.
     silent: BTreeMap<String, String>,
+    /// The connections of the session before, and of the last attempts at one. They are kept until there is another, so
+    /// that their servers come to read that they were left, and do not find them broken.
+    parting: VecDeque<Channel>,
     complaints: Complaints,
 }
 
@@ -96,8 +102,17 @@ impl Connector {
             cluster: None,
             was_welcome: false,
             silent: BTreeMap::new(),
+            parting: VecDeque::new(),
             complaints: Complaints::default(),
         }
+    }
+
+    /// Keeps a connection that is not needed any more for a while.
+    pub(super) fn parts_with(&mut self, connection: Channel) {
+        if self.parting.len() >= MAX_PARTING {
+            self.parting.pop_front();
+        }
+        self.parting.push_back(connection);
     }
 
     /// Runs until `stop`.
@@ -157,6 +172,7 @@ impl Connector {
             Ok(session) => {
                 self.shared.none_found.send_replace(false);
                 self.was_welcome = true;
+                self.parting.clear();
                 let end = session.run(self).await;
                 self.shared.link.send_replace(None);
                 Some(end)

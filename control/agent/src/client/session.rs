@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status, Streaming, transport::Channel};
 use wharf_proto::server::v1::{
     self as proto, from_agent::Message as From, session_request, to_agent::Message as To,
 };
@@ -20,7 +20,7 @@ use wharf_registry::{
 use super::{Ask, Client, Link, Servers, Shared, connect::Connector};
 use crate::{
     cluster::ClusterError,
-    servers::{agents::wire, channel, is_connect_error, root_cause},
+    servers::{LEASE, agents::wire, channel, is_connect_error, root_cause},
 };
 
 /// From the first attempt to connect to the server's welcome.
@@ -64,6 +64,7 @@ type Answer = oneshot::Sender<Result<Outcome, ClusterError>>;
 
 /// A session that a server has welcomed.
 pub(super) struct Session {
+    connection: Channel,
     address: String,
     incoming: Streaming<proto::ToAgent>,
     out: mpsc::Sender<proto::FromAgent>,
@@ -87,10 +88,14 @@ impl Session {
             is_refusal: false,
         };
         let endpoint = channel(address).map_err(away)?;
-        let connected = timeout(CONNECT_WITHIN, endpoint.connect()).await;
-        let channel = connected
+        // A session is left for silence, in so many words: a connection that is closed over a ping that was not answered
+        // looks to the server like the end of this process.
+        let connecting = endpoint.clone().keep_alive_timeout(LEASE);
+        let connected = timeout(CONNECT_WITHIN, connecting.connect()).await;
+        let connection = connected
             .map_err(|_| away("it does not answer".to_owned()))?
             .map_err(|error| away(root_cause(&error)))?;
+        connector.parts_with(connection.clone());
         let session = rand::random();
         // What nobody reads of one answer must not keep others from coming.
         let calls = endpoint
@@ -111,7 +116,7 @@ impl Session {
         let _ = out.try_send(proto::FromAgent {
             message: Some(From::Greeting(greeting)),
         });
-        let mut sessions = Client::at(channel);
+        let mut sessions = Client::at(connection.clone());
         let welcoming = async {
             let answer = sessions.session(ReceiverStream::new(outgoing)).await?;
             let mut incoming = answer.into_inner();
@@ -131,6 +136,7 @@ impl Session {
         }
         connector.cluster = Some(cluster);
         let mut session = Session {
+            connection,
             address: address.to_owned(),
             incoming,
             out,
@@ -162,6 +168,7 @@ impl Session {
         if matches!(end, End::Moving(_)) {
             let _ = self.say_bye(MOVE_WITHIN).await;
         }
+        connector.parts_with(self.connection.clone());
         for (_, (request, answer)) in self.waiting.drain() {
             let error = match request {
                 session_request::Request::Sync(_) => ClusterError::NoServers,
@@ -191,6 +198,7 @@ impl Session {
         tokio::pin!(moving);
         let mut heard = Instant::now();
         loop {
+            let leaderless = self.leaderless_for(&shared);
             let done = tokio::select! {
                 message = self.incoming.message() => {
                     heard = Instant::now();
@@ -202,10 +210,12 @@ impl Session {
                     }
                 }
                 Some(ask) = asked.recv() => self.ask(&shared, mirror, ask).await,
-                _ = beat.tick() => self.beat(&shared).await,
+                _ = beat.tick() => self.send(From::Alive(proto::Alive::default())).await,
                 () = tokio::time::sleep_until(heard + SILENCE) => {
                     Err(End::Lost("the server is silent".to_owned()))
                 }
+                () = tokio::time::sleep(LEADERLESS.saturating_sub(leaderless.unwrap_or_default())),
+                    if leaderless.is_some() => Err(End::Moving("the server has no leader")),
                 _ = expire.tick() => self.expire(&shared, mirror).await,
                 () = &mut moving => {
                     moving.as_mut().reset(Instant::now() + REBALANCE);
@@ -370,15 +380,11 @@ impl Session {
         Ok(())
     }
 
-    async fn beat(&mut self, shared: &Shared) -> Result<(), End> {
+    /// For how long the server has had no leader, while there are other servers.
+    fn leaderless_for(&self, shared: &Shared) -> Option<Duration> {
         let others = shared.servers.borrow().members.len() > 1;
-        if others
-            && let Some(since) = self.leaderless_since
-            && since.elapsed() >= LEADERLESS
-        {
-            return Err(End::Moving("the server has no leader"));
-        }
-        self.send(From::Alive(proto::Alive::default())).await
+        let since = self.leaderless_since.filter(|_| others)?;
+        Some(since.elapsed())
     }
 
     async fn expire(&mut self, shared: &Shared, mirror: &mut Mirror) -> Result<(), End> {

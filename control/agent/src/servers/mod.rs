@@ -37,6 +37,7 @@ use crate::{
     http::HttpContext,
 };
 
+pub(crate) use agents::LEASE;
 pub(crate) use client::{CallError, Peers, channel, enveloped, is_connect_error, root_cause};
 pub(crate) use complaints::Complaints;
 pub(crate) use departed::Departed;

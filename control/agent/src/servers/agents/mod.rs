@@ -17,7 +17,10 @@ use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
@@ -46,6 +49,7 @@ use crate::{
 };
 
 pub(crate) use presence::{Presence, watch_over_agents};
+pub(crate) use roll::LEASE;
 
 /// How long an agent may take to greet, and how long it waits for a server that is behind it.
 const GREETING_WITHIN: Duration = Duration::from_secs(5);
@@ -230,7 +234,10 @@ impl Agents for Service {
                 .cluster()
                 .map(|cluster| wire::write_id(cluster.0))
                 .unwrap_or_default(),
-            servers: Some(wire::write_servers(&self.consensus)),
+            servers: Some(wire::write_servers(
+                &self.consensus,
+                self.presence.is_heard(Instant::now()),
+            )),
         };
         let (out, told) = mpsc::channel(AHEAD);
         let message = proto::ToAgent {

@@ -39,6 +39,9 @@ const RETOLD: Duration = Duration::from_secs(5);
 const GATHER: Duration = Duration::from_millis(20);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
 const REPORT_WITHIN: Duration = Duration::from_secs(1);
+/// After how long without a leader that takes its reports a server is of no use to agents, whose leases run out meanwhile:
+/// one report may be lost, and the next be for a leader that is new.
+const UNHEARD: Duration = Duration::from_secs(2);
 
 /// The sessions of this server's agents, and on the leader what all servers tell of theirs.
 #[derive(Debug, Default)]
@@ -47,6 +50,8 @@ pub(crate) struct Presence {
     roll: Mutex<Option<Roll>>,
     /// A session began: the leader is told at once, before it can take an agent for lost that has just come back.
     began: Notify,
+    /// Since when no leader has taken a report of this server.
+    unheard: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -58,8 +63,8 @@ struct Heard {
     told: bool,
 }
 
-/// An agent's session, as long as this server has it. Dropped without a word, it was never there: that is how this
-/// server ends.
+/// An agent's session, as long as this server has it. Dropped without a word, it says nothing more of the agent, whose
+/// lease runs from when it was heard last.
 #[derive(Debug)]
 pub(super) struct Held {
     presence: Arc<Presence>,
@@ -73,6 +78,11 @@ impl Held {
         if let Some(heard) = lock(&self.presence.sessions).get_mut(&self.session) {
             heard.last = Instant::now();
         }
+    }
+
+    /// Whether a leader hears of it.
+    pub(super) fn is_heard(&self) -> bool {
+        self.presence.is_heard(Instant::now())
     }
 
     /// The agent ended it, and excuses itself for so long.
@@ -150,7 +160,20 @@ impl Presence {
             roll.stood_still(now, late);
         }
         roll.report(now, &heard);
+        self.told(now, true);
         (roll.judge(now, nodes), roll.held_back())
+    }
+
+    /// A report that was begun `at` was taken by a leader, or was not.
+    fn told(&self, at: Instant, taken: bool) {
+        let mut unheard = lock(&self.unheard);
+        *unheard = (!taken).then(|| unheard.unwrap_or(at));
+    }
+
+    /// Whether this server can tell a leader of its agents. One may hear a leader that does not hear it, or that leads
+    /// nobody else any more.
+    pub(super) fn is_heard(&self, now: Instant) -> bool {
+        lock(&self.unheard).is_none_or(|since| now < since + UNHEARD)
     }
 
     /// This server does not lead, or not any more.
@@ -247,12 +270,30 @@ pub(crate) async fn watch_over_agents(
 
 /// Tells the leader, which may be this server, of the agents here.
 async fn tell(presence: &Presence, consensus: &Consensus, peers: &Peers, only_new: bool) {
-    let sightings = presence.sightings(Instant::now(), only_new);
-    if sightings.is_empty() || presence.report(&sightings) {
+    let began = Instant::now();
+    let sightings = presence.sightings(began, only_new);
+    if sightings.is_empty() {
         return;
     }
+    let taken = presence.report(&sightings)
+        || match report(&sightings, consensus, peers).await {
+            Ok(()) => true,
+            Err(reason) => {
+                tracing::debug!(reason, "the leader does not hear of this server's agents");
+                false
+            }
+        };
+    presence.told(began, taken);
+}
+
+/// Tells another server that leads.
+async fn report(
+    sightings: &[Sighting],
+    consensus: &Consensus,
+    peers: &Peers,
+) -> Result<(), String> {
     let (Some(leader), Some(cluster)) = (consensus.leader(), consensus.cluster()) else {
-        return;
+        return Err("there is none".to_owned());
     };
     let envelope = Envelope {
         cluster,
@@ -262,16 +303,13 @@ async fn tell(presence: &Presence, consensus: &Consensus, peers: &Peers, only_ne
     let request = proto::ReportRequest {
         sightings: sightings.iter().map(write_sighting).collect(),
     };
-    let Ok(mut client) = peers.caller(&leader.address) else {
-        return;
-    };
+    let client = peers.caller(&leader.address);
+    let mut client = client.map_err(|error| error.to_string())?;
     let report = client.report(enveloped(&envelope, request));
     match timeout(REPORT_WITHIN, report).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(status)) => {
-            tracing::debug!(%status, "the leader does not hear of this server's agents")
-        }
-        Err(_) => tracing::debug!("the leader does not hear of this server's agents in time"),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(status.message().to_owned()),
+        Err(_) => Err(format!("no answer within {REPORT_WITHIN:?}")),
     }
 }
 

@@ -35,10 +35,12 @@ const GATHER: Duration = Duration::from_millis(5);
 /// How long an agent may leave what it is told unread.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// After how much silence a connection that breaks says nothing about the agent's process, which speaks at least every two
-/// seconds: that it does not answer pings any more shows three seconds later.
+/// seconds.
 const SILENCE: Duration = Duration::from_millis(2500);
 /// How often the agent is told that its server is there, and who the others are if that has changed.
 const BEAT: Duration = Duration::from_secs(1);
+/// How long what an agent said before it closed its side may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Topics that one agent may follow; changes and questions of one that are under way.
 const MAX_TOPICS: usize = 16_384;
 const MAX_REQUESTS: usize = 1024;
@@ -54,10 +56,14 @@ type Pending = BoxFuture<'static, (u64, Result<Outcome, ClusterError>)>;
 pub(super) enum End {
     /// The agent said so, and asks for so long.
     Bye(Duration),
-    /// The connection broke, or the agent closed it.
+    /// The connection broke in the middle of everything, as it does when the process ends.
     Broken,
-    /// It was silent for a lease, or did not read.
+    /// The agent gave it up, and is alive.
+    Left,
+    /// It was silent, or did not read.
     Silent,
+    /// Nothing can be said to the agent any more. Why, shows in what it says last.
+    Unread,
     /// It did what it must not.
     Refused(Status),
     /// This server ends.
@@ -83,12 +89,20 @@ struct Told {
 
 impl Session {
     /// Serves the agent to the end.
-    pub(super) async fn run(self, incoming: Streaming<proto::FromAgent>) {
-        let end = self.serve(incoming).await;
+    pub(super) async fn run(self, mut incoming: Streaming<proto::FromAgent>) {
+        let mut heard = Instant::now();
+        let mut end = self.serve(&mut incoming, &mut heard).await;
+        if matches!(end, End::Unread) {
+            let words = last_words(&mut incoming, &mut heard);
+            end = timeout(LAST_WORDS, words).await.unwrap_or(End::Silent);
+        }
         match end {
             End::Bye(hold) => self.held.ended(hold),
-            End::Broken => self.held.ended(Duration::ZERO),
-            End::Silent => tracing::debug!("an agent is silent: its session ends"),
+            End::Broken if heard.elapsed() < SILENCE => self.held.ended(Duration::ZERO),
+            // Its lease says how long it may take to be heard of again.
+            End::Broken | End::Left | End::Silent | End::Unread => {
+                tracing::debug!(?end, "an agent's session ends");
+            }
             End::Refused(status) => {
                 tracing::warn!(%status, "an agent's session is ended");
                 let _ = timeout(PATIENCE, self.out.send(Err(status))).await;
@@ -98,26 +112,24 @@ impl Session {
         }
     }
 
-    async fn serve(&self, mut incoming: Streaming<proto::FromAgent>) -> End {
+    async fn serve(&self, incoming: &mut Streaming<proto::FromAgent>, heard: &mut Instant) -> End {
         let registry = self.cluster.registry().clone();
         let mut told = Told {
             feed: Feed::new(registry.view()),
-            servers: wire::write_servers(&self.consensus),
+            servers: wire::write_servers(&self.consensus, self.held.is_heard()),
         };
         let mut watches = WatchSet::default();
         let mut pending: FuturesUnordered<Pending> = FuturesUnordered::new();
         let mut beat = tokio::time::interval(BEAT);
-        let mut silent_since = Instant::now();
         loop {
             let news = tokio::select! {
                 message = incoming.message() => {
                     let message = match message {
                         Ok(Some(message)) => message,
-                        // A connection breaks too when nobody answers any more at its other end.
-                        Ok(None) | Err(_) if silent_since.elapsed() >= SILENCE => return End::Silent,
-                        Ok(None) | Err(_) => return End::Broken,
+                        Ok(None) => return End::Left,
+                        Err(status) => return broken(&status),
                     };
-                    silent_since = Instant::now();
+                    *heard = Instant::now();
                     self.held.heard();
                     match self.take(message, &mut told, &mut pending) {
                         Ok(()) => {}
@@ -135,7 +147,7 @@ impl Session {
                 }
                 Some(done) = pending.next() => Some(done),
                 _ = beat.tick() => {
-                    if silent_since.elapsed() >= LEASE {
+                    if heard.elapsed() >= LEASE {
                         return End::Silent;
                     }
                     if let Err(end) = self.beat(&mut told).await {
@@ -144,7 +156,7 @@ impl Session {
                     // Also lets go of an old state when nothing is told.
                     None
                 }
-                () = self.out.closed() => return End::Broken,
+                () = self.out.closed() => return End::Unread,
                 () = self.stop.cancelled() => return End::Stopped,
             };
             // What is watched is watched before the view is taken.
@@ -231,7 +243,7 @@ impl Session {
 
     /// Tells the agent that this server is there.
     async fn beat(&self, told: &mut Told) -> Result<(), End> {
-        let servers = wire::write_servers(&self.consensus);
+        let servers = wire::write_servers(&self.consensus, self.held.is_heard());
         if servers != told.servers {
             told.servers = servers.clone();
             self.send(To::Servers(servers)).await?;
@@ -279,10 +291,40 @@ impl Session {
         };
         match timeout(PATIENCE, self.out.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Broken),
+            Ok(Err(_)) => Err(End::Unread),
             Err(_) => Err(End::Silent),
         }
     }
+}
+
+/// Reads what an agent that does not listen any more has said before.
+async fn last_words(incoming: &mut Streaming<proto::FromAgent>, heard: &mut Instant) -> End {
+    loop {
+        match incoming.message().await {
+            Ok(Some(message)) => {
+                *heard = Instant::now();
+                if let Some(From::Bye(bye)) = message.message {
+                    return End::Bye(Duration::from_millis(bye.hold_ms));
+                }
+            }
+            Ok(None) => return End::Left,
+            Err(status) => return broken(&status),
+        }
+    }
+}
+
+/// Whoever resets a stream or says good-bye to a connection, in HTTP/2, is alive; and that this side gave a connection up
+/// on which nobody answers pings says nothing of the other one. When a process ends, its kernel closes the connection,
+/// and nothing is said.
+fn broken(status: &Status) -> End {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.downcast_ref().is_some_and(h2::Error::is_io) {
+            return End::Broken;
+        }
+        source = error.source();
+    }
+    End::Left
 }
 
 fn malformed(error: wire::Malformed) -> End {

@@ -11,8 +11,8 @@ use crate::cluster::ClusterError;
 /// The longest name of anything that is followed, in bytes.
 const MAX_NAME: usize = 4096;
 
-/// Who the servers are, for their agents.
-pub(super) fn write_servers(consensus: &Consensus) -> proto::ServerList {
+/// Who the servers are, for their agents. A leader that does not hear this server is none to them.
+pub(super) fn write_servers(consensus: &Consensus, is_heard: bool) -> proto::ServerList {
     let members = consensus.members().into_iter();
     let servers = members.map(|member| {
         let server = Server {
@@ -23,7 +23,7 @@ pub(super) fn write_servers(consensus: &Consensus) -> proto::ServerList {
     });
     proto::ServerList {
         servers: servers.collect(),
-        leader: consensus.leader().map(write_leader),
+        leader: consensus.leader().filter(|_| is_heard).map(write_leader),
     }
 }
 

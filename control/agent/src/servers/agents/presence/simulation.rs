@@ -1,9 +1,10 @@
 //! Servers and agents of which anything may be stopped, killed or cut off, and who is taken for dead meanwhile.
 //!
 //! What judges is real: each server's [`Presence`], and the [`Roll`] of whoever leads. Around it are models: of the
-//! consensus, which has a leader where a majority is together; of a connection, which breaks at once when a process ends,
-//! and after silence when it is stopped or cut off; and of an agent, with the patience of the real one. Time goes in
-//! steps of 50 ms, on tokio's paused clock.
+//! consensus, which has a leader where a majority is together, and former leaders that go on telling whoever hears them;
+//! of a connection, which breaks at once when a process ends, and after silence when it is stopped or cut off; and of an
+//! agent, with the patience of the real one. What is cut is cut in one direction or in both, and what one server tells
+//! another of its agents may be lost alone. Time goes in steps of 50 ms, on tokio's paused clock.
 //!
 //! `WHARF_SIM_SEEDS` plays more of it, `WHARF_SIM_SEED` one of them.
 
@@ -51,6 +52,10 @@ enum Break {
     PatientAgents,
     /// There is no brake.
     NoBrake,
+    /// A server that hears a leader which does not hear it keeps its agents.
+    UnheardServesOn,
+    /// An agent that left a server counts as one whose process ended.
+    LeavingIsDying,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +67,26 @@ enum Condition {
 
 /// What has arrived at a server and was not read yet.
 enum Arrived {
-    Greeting { agent: usize, session: u64 },
+    Greeting {
+        agent: usize,
+        session: u64,
+    },
     Alive(u64),
     Bye(u64),
+    /// The agent gave the session up, and is alive.
+    Left(u64),
+    /// The agent's process is gone.
     Closed(u64),
-    Report(Vec<Sighting>),
+    Report {
+        from: usize,
+        number: u64,
+        sightings: Vec<Sighting>,
+    },
+    /// What became of a report: whether a leader has taken it.
+    Answer {
+        number: u64,
+        taken: bool,
+    },
 }
 
 struct Session {
@@ -86,7 +106,13 @@ struct Server {
     /// When what it has to tell at once is told.
     tells_at: Option<Instant>,
     believes_to_lead: bool,
-    heard_leader: Instant,
+    /// Whom it heard last of those who say that they lead, and when.
+    heard_leader: Option<(usize, Instant)>,
+    /// The newest term that it knows, and whether it leads in it, as far as it knows.
+    term: u64,
+    claims: bool,
+    /// The report that was not answered yet, and since when it is on its way.
+    report: Option<(u64, Instant)>,
 }
 
 enum State {
@@ -106,6 +132,12 @@ enum State {
     },
 }
 
+/// What a server says with its welcome, and each second.
+#[derive(Clone, Copy)]
+struct Word {
+    has_leader: bool,
+}
+
 struct Agent {
     condition: Condition,
     state: State,
@@ -115,9 +147,9 @@ struct Agent {
     pause: Duration,
     welcome: Duration,
     /// What has arrived of the current session.
-    welcomed: bool,
+    welcomed: Option<Word>,
     closed: bool,
-    alive: Option<bool>,
+    alive: Option<Word>,
     /// Since when it runs and has had a way to each server, and that one to the leader.
     fine_with: Vec<Option<Instant>>,
 }
@@ -127,15 +159,19 @@ struct World {
     broken: Option<Break>,
     servers: Vec<Server>,
     agents: Vec<Agent>,
-    /// Between servers, and between an agent (after all servers) and a server.
+    /// From whom to whom nothing comes: servers, and agents after all servers.
     cut: BTreeMap<(usize, usize), Instant>,
+    /// The same of what one server tells another of its agents, and of its answers.
+    mute: BTreeMap<(usize, usize), Instant>,
     leader: Option<usize>,
+    term: u64,
     /// When there will be another.
     election: Option<Instant>,
     leader_lost: Option<Instant>,
     /// What the catalog says of each agent.
     passing: Vec<Option<bool>>,
     next_session: u64,
+    next_report: u64,
     /// When somebody was taken for dead.
     lost: Vec<Instant>,
     /// Agents stay where they are.
@@ -166,11 +202,14 @@ impl World {
             servers: Vec::new(),
             agents: Vec::new(),
             cut: BTreeMap::new(),
+            mute: BTreeMap::new(),
             leader: None,
+            term: 0,
             election: Some(now),
             leader_lost: None,
             passing: Vec::new(),
             next_session: 0,
+            next_report: 0,
             lost: Vec::new(),
             calm: false,
             began: now,
@@ -191,7 +230,7 @@ impl World {
                 left: Left::default(),
                 pause: FIRST_PAUSE,
                 welcome: FIRST_WELCOME,
-                welcomed: false,
+                welcomed: None,
                 closed: false,
                 alive: None,
                 fine_with: vec![None; servers],
@@ -223,7 +262,10 @@ impl World {
             next_beat: now + phase / 2,
             tells_at: None,
             believes_to_lead: false,
-            heard_leader: now,
+            heard_leader: None,
+            term: 0,
+            claims: false,
+            report: None,
         }
     }
 
@@ -240,8 +282,32 @@ impl World {
 
     // === the network ===
 
+    /// Whether what one says gets to the other.
+    fn gets(&self, from: usize, to: usize) -> bool {
+        !self.cut.contains_key(&(from, to))
+    }
+
     fn is_linked(&self, one: usize, other: usize) -> bool {
-        !self.cut.contains_key(&(one.min(other), one.max(other)))
+        self.gets(one, other) && self.gets(other, one)
+    }
+
+    /// The same for reports and answers to them.
+    fn is_told(&self, from: usize, to: usize) -> bool {
+        self.gets(from, to) && !self.mute.contains_key(&(from, to))
+    }
+
+    /// Since when not both hear each other.
+    fn parted_since(&self, one: usize, other: usize) -> Option<Instant> {
+        let ways = [(one, other), (other, one)];
+        ways.iter()
+            .filter_map(|way| self.cut.get(way))
+            .min()
+            .copied()
+    }
+
+    fn part(&mut self, one: usize, other: usize, now: Instant) {
+        self.cut.entry((one, other)).or_insert(now);
+        self.cut.entry((other, one)).or_insert(now);
     }
 
     fn place(&self, agent: usize) -> usize {
@@ -260,8 +326,14 @@ impl World {
         }
     }
 
+    /// Whether what a server says gets to the agent.
+    fn hears(&self, agent: usize, server: usize) -> bool {
+        self.gets(server, self.place(agent))
+    }
+
     fn send(&mut self, agent: usize, server: usize, message: Arrived) {
-        if self.serves(agent, server) && self.servers[server].condition != Condition::Down {
+        let gets = self.gets(self.place(agent), server);
+        if gets && self.servers[server].condition != Condition::Down {
             self.servers[server].arrived.push(message);
         }
     }
@@ -278,14 +350,23 @@ impl World {
         all.filter(|other| self.together(server, *other)).count() > self.servers.len() / 2
     }
 
+    /// Whether it is with a leader that a majority is with, and each hears the other.
     fn reaches_leader(&self, server: usize) -> bool {
         let leader = self.leader.filter(|leader| self.has_majority(*leader));
         leader.is_some_and(|leader| self.together(server, leader))
     }
 
+    /// The same, and the leader takes its reports and proposals.
+    fn is_heard(&self, server: usize) -> bool {
+        let told = |leader| self.is_told(server, leader) && self.is_told(leader, server);
+        self.reaches_leader(server) && self.leader.is_some_and(told)
+    }
+
     fn elect(&mut self, now: Instant) {
         match self.leader {
-            Some(leader) if self.has_majority(leader) => self.leader_lost = None,
+            Some(leader) if self.has_majority(leader) && self.servers[leader].claims => {
+                self.leader_lost = None;
+            }
             Some(leader) => {
                 let since = *self.leader_lost.get_or_insert(now);
                 if now >= since + Duration::from_millis(500) {
@@ -299,22 +380,62 @@ impl World {
                 let fit = (0..self.servers.len()).filter(|at| self.has_majority(*at));
                 let fit: Vec<usize> = fit.collect();
                 if !fit.is_empty() {
-                    self.leader = Some(fit[self.below(fit.len())]);
+                    let leader = fit[self.below(fit.len())];
+                    self.leader = Some(leader);
                     self.leader_lost = None;
-                    self.happened(format!("{:?} leads", self.leader));
+                    self.term += 1;
+                    for at in 0..self.servers.len() {
+                        if self.together(at, leader) {
+                            self.learn(at, self.term);
+                        }
+                    }
+                    self.servers[leader].claims = true;
+                    self.happened(format!("server {leader} leads"));
                 }
             }
             None => {}
         }
         for at in 0..self.servers.len() {
-            if self.reaches_leader(at) {
-                self.servers[at].heard_leader = now;
+            self.hear_leader(at, now);
+        }
+    }
+
+    /// A server hears of a term.
+    fn learn(&mut self, at: usize, term: u64) {
+        if self.servers[at].term < term {
+            self.servers[at].term = term;
+            self.servers[at].claims = false;
+        }
+    }
+
+    /// What a server hears of those who say that they lead, which may be of the past.
+    fn hear_leader(&mut self, at: usize, now: Instant) {
+        if self.servers[at].condition != Condition::Runs {
+            return;
+        }
+        for leader in 0..self.servers.len() {
+            let Server {
+                claims,
+                condition,
+                term,
+                ..
+            } = self.servers[leader];
+            let says = claims && condition == Condition::Runs && self.gets(leader, at);
+            if !says || term < self.servers[at].term {
+                continue;
+            }
+            self.learn(at, term);
+            // Of itself it knows whether a quorum answers.
+            if leader != at || self.has_majority(at) {
+                self.servers[at].heard_leader = Some((leader, now));
             }
         }
     }
 
-    fn knows_leader(&self, server: usize, now: Instant) -> bool {
-        now < self.servers[server].heard_leader + Duration::from_secs(1)
+    /// The leader as far as the server knows.
+    fn known_leader(&self, server: usize, now: Instant) -> Option<usize> {
+        let (leader, heard) = self.servers[server].heard_leader?;
+        (now < heard + Duration::from_secs(1)).then_some(leader)
     }
 
     /// Since when each agent has had a server that it could be with.
@@ -327,9 +448,12 @@ impl World {
                     && self.servers[server].condition == Condition::Runs
                     && self.serves(agent, server);
                 let led = match is_led {
-                    true => self.reaches_leader(server),
+                    true => self.is_heard(server),
                     // An election.
-                    false => now < self.servers[server].heard_leader + ELECTION,
+                    false => {
+                        let heard = self.servers[server].heard_leader;
+                        heard.is_some_and(|(_, heard)| now < heard + ELECTION)
+                    }
                 };
                 let fine = &mut self.agents[agent].fine_with[server];
                 *fine = (there && led).then(|| fine.unwrap_or(now));
@@ -399,7 +523,7 @@ async fn history(seed: u64, broken: Option<Break>) -> usize {
     // One that is lost with its connection, and one that is killed together with the leader, have their lease.
     for server in 0..world.servers.len() {
         let place = world.place(1);
-        world.cut.insert((server, place), Instant::now());
+        world.part(server, place, Instant::now());
     }
     if let Some(leader) = world.leader {
         world.crash(leader);
@@ -454,9 +578,11 @@ fn what_is_broken_on_purpose_is_found() {
         Break::RollInherited,
         Break::PatientAgents,
         Break::NoBrake,
+        Break::UnheardServesOn,
+        Break::LeavingIsDying,
     ];
     for broken in all {
-        let found = (0..150).find_map(|seed| Some((seed, play(seed, Some(broken)).err()?)));
+        let found = (0..300).find_map(|seed| Some((seed, play(seed, Some(broken)).err()?)));
         let (seed, wrong) = found.unwrap_or_else(|| panic!("{broken:?} goes unnoticed"));
         println!("{broken:?} is found by history {}: {wrong}", seed + 1);
     }

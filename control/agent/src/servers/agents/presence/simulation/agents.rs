@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     pub(super) fn act(&mut self, at: usize, now: Instant) {
-        let welcomed = std::mem::take(&mut self.agents[at].welcomed);
+        let welcomed = self.agents[at].welcomed.take();
         let closed = std::mem::take(&mut self.agents[at].closed);
         let alive = self.agents[at].alive.take();
         match self.agents[at].state {
@@ -12,17 +12,18 @@ impl World {
             State::Idle(_) => {}
             State::Connecting {
                 server, session, ..
-            } if welcomed => {
+            } if welcomed.is_some() => {
                 let moves = self.between(REBALANCE / 2, REBALANCE * 3 / 2);
                 self.agents[at].candidates.clear();
                 self.agents[at].pause = FIRST_PAUSE;
                 self.agents[at].welcome = FIRST_WELCOME;
+                let has_leader = welcomed.is_some_and(|word| word.has_leader);
                 self.agents[at].state = State::With {
                     server,
                     session,
                     heard: now,
                     next_beat: now,
-                    leaderless: None,
+                    leaderless: (!has_leader).then_some(now),
                     moves: now + moves,
                 };
             }
@@ -34,7 +35,7 @@ impl World {
                 if closed {
                     self.connect(at, now);
                 } else if now >= until {
-                    self.send(at, server, Arrived::Closed(session));
+                    self.send(at, server, Arrived::Left(session));
                     self.connect(at, now);
                 }
             }
@@ -46,23 +47,23 @@ impl World {
                 mut leaderless,
                 moves,
             } => {
-                if let Some(has_leader) = alive {
+                if let Some(word) = alive {
                     heard = now;
-                    leaderless = match has_leader {
+                    leaderless = match word.has_leader {
                         true => None,
                         false => Some(leaderless.unwrap_or(now)),
                     };
                 }
                 let lost = closed || now >= heard + AGENT_SILENCE;
-                let mut moving = now >= moves && !self.calm;
+                let moving = now >= moves && !self.calm
+                    || leaderless.is_some_and(|since| now >= since + LEADERLESS);
                 if !lost && now >= next_beat {
-                    moving |= leaderless.is_some_and(|since| now >= since + LEADERLESS);
                     self.send(at, server, Arrived::Alive(session));
                     next_beat = now + self.between(AGENT_BEAT * 4 / 5, AGENT_BEAT);
                 }
                 if lost || moving {
                     let message = match lost {
-                        true => Arrived::Closed(session),
+                        true => Arrived::Left(session),
                         false => Arrived::Bye(session),
                     };
                     self.send(at, server, message);
@@ -127,8 +128,10 @@ impl World {
             until: now + wait,
         };
         self.happened(format!("agent {at} tries server {server}"));
-        let greeting = Arrived::Greeting { agent: at, session };
-        self.send(at, server, greeting);
+        if self.serves(at, server) {
+            let greeting = Arrived::Greeting { agent: at, session };
+            self.send(at, server, greeting);
+        }
     }
 
     pub(super) fn end_agent(&mut self, at: usize) {
@@ -153,9 +156,10 @@ impl World {
         let fresh = self.server();
         let old = std::mem::replace(&mut self.servers[at], fresh);
         self.servers[at].condition = Condition::Down;
+        self.servers[at].term = old.term;
         for (id, session) in &old.sessions {
             let agent = session.agent;
-            if self.is_of(agent, *id) && self.serves(agent, at) {
+            if self.is_of(agent, *id) && self.hears(agent, at) {
                 self.agents[agent].closed = true;
             }
         }

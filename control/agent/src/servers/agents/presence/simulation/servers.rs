@@ -7,7 +7,13 @@ impl World {
         for message in std::mem::take(&mut self.servers[at].arrived) {
             self.take(at, now, message);
         }
-        if self.servers[at].tells_at.is_some_and(|time| now >= time) {
+        let told = self.servers[at].report;
+        if told.is_some_and(|(_, since)| now >= since + REPORT_WITHIN) {
+            self.told(at, false);
+        }
+        // One report at a time.
+        let may_tell = self.servers[at].report.is_none();
+        if may_tell && self.servers[at].tells_at.is_some_and(|time| now >= time) {
             self.servers[at].tells_at = None;
             self.tell(at, now, true);
         }
@@ -15,7 +21,7 @@ impl World {
             self.servers[at].next_beat = now + SERVER_BEAT;
             self.beat(at, now);
         }
-        if now >= self.servers[at].next_tick {
+        if self.servers[at].report.is_none() && now >= self.servers[at].next_tick {
             self.servers[at].next_tick = now + TICK;
             self.tick(at, now);
         }
@@ -32,10 +38,8 @@ impl World {
                 );
                 // To say that it is alive takes a leader.
                 let known = self.passing[agent] == Some(true);
-                if given_up || !(known || self.reaches_leader(at)) {
-                    if !given_up {
-                        self.agents[agent].closed = true;
-                    }
+                if given_up || !(known || self.is_heard(at)) {
+                    self.agents[agent].closed |= !given_up && self.hears(agent, at);
                     return;
                 }
                 self.passing[agent] = Some(true);
@@ -50,7 +54,9 @@ impl World {
                     },
                 );
                 server.tells_at.get_or_insert(now + GATHER);
-                self.agents[agent].welcomed = true;
+                if self.hears(agent, at) {
+                    self.agents[agent].welcomed = Some(self.word(at, now));
+                }
                 self.happened(format!("server {at} welcomes agent {agent}"));
             }
             Arrived::Alive(session) => {
@@ -64,10 +70,38 @@ impl World {
                     session.held.ended(MOVE_WITHIN);
                 }
             }
-            Arrived::Closed(session) => self.broke(at, session, now),
-            Arrived::Report(sightings) => {
-                self.servers[at].presence.report(&sightings);
+            Arrived::Left(session) if self.broken == Some(Break::LeavingIsDying) => {
+                self.broke(at, session, now);
             }
+            // Nothing is said of it: its lease goes on.
+            Arrived::Left(session) => drop(self.servers[at].sessions.remove(&session)),
+            Arrived::Closed(session) => self.broke(at, session, now),
+            Arrived::Report {
+                from,
+                number,
+                sightings,
+            } => {
+                let taken = self.servers[at].presence.report(&sightings);
+                if self.is_told(at, from) && self.servers[from].condition != Condition::Down {
+                    let answer = Arrived::Answer { number, taken };
+                    self.servers[from].arrived.push(answer);
+                }
+            }
+            Arrived::Answer { number, taken } => {
+                let report = self.servers[at].report;
+                if report.is_some_and(|(waiting, _)| waiting == number) {
+                    self.told(at, taken);
+                }
+            }
+        }
+    }
+
+    /// What a server says of itself to its agents.
+    fn word(&self, at: usize, now: Instant) -> Word {
+        let heard =
+            self.broken == Some(Break::UnheardServesOn) || self.servers[at].presence.is_heard(now);
+        Word {
+            has_leader: heard && self.known_leader(at, now).is_some(),
         }
     }
 
@@ -88,36 +122,60 @@ impl World {
         };
         for (id, agent, heard) in sessions {
             let place = self.place(agent);
-            let cut_since = self.cut.get(&(at, place)).copied();
+            let parted = self.parted_since(at, place);
             let is_current = self.is_of(agent, id);
-            let gone = self.agents[agent].condition == Condition::Down || !is_current;
-            let broken = match cut_since {
+            let gone = match self.agents[agent].condition {
+                Condition::Down => true,
+                // The connection is kept until there is another.
+                _ => !is_current && matches!(self.agents[agent].state, State::With { .. }),
+            };
+            let broken = match parted {
                 Some(since) => now >= since + PINGS,
                 // The other end knows nothing of this connection.
                 None => gone,
             };
+            let hears = self.hears(agent, at);
             if now >= heard + LEASE || broken {
-                // After so much silence it says nothing more.
-                self.broke(at, id, now);
-                self.agents[agent].closed |= is_current && cut_since.is_none();
-            } else if cut_since.is_none() {
-                self.agents[agent].alive = Some(self.knows_leader(at, now));
+                match parted {
+                    // Nobody answered: it says nothing of the process.
+                    Some(_) => drop(self.servers[at].sessions.remove(&id)),
+                    None => self.broke(at, id, now),
+                }
+                self.agents[agent].closed |= is_current && hears;
+            } else if hears && is_current {
+                self.agents[agent].alive = Some(self.word(at, now));
             }
         }
     }
 
     pub(super) fn tell(&mut self, at: usize, now: Instant, only_new: bool) {
-        let sightings = self.servers[at].presence.sightings(now, only_new);
-        if sightings.is_empty() || self.servers[at].presence.report(&sightings) {
+        let presence = self.servers[at].presence.clone();
+        let sightings = presence.sightings(now, only_new);
+        if sightings.is_empty() {
             return;
         }
-        if let Some(leader) = self.leader
-            && self.is_linked(at, leader)
-            && self.servers[leader].condition != Condition::Down
-        {
-            self.servers[leader]
-                .arrived
-                .push(Arrived::Report(sightings));
+        let number = self.next_report;
+        self.next_report += 1;
+        self.servers[at].report = Some((number, now));
+        if presence.report(&sightings) {
+            return self.told(at, true);
+        }
+        let Some(leader) = self.known_leader(at, now) else {
+            return self.told(at, false);
+        };
+        if self.is_told(at, leader) && self.servers[leader].condition != Condition::Down {
+            self.servers[leader].arrived.push(Arrived::Report {
+                from: at,
+                number,
+                sightings,
+            });
+        }
+    }
+
+    /// A report was answered, or was not in time.
+    fn told(&mut self, at: usize, taken: bool) {
+        if let Some((_, since)) = self.servers[at].report.take() {
+            self.servers[at].presence.told(since, taken);
         }
     }
 
