@@ -460,6 +460,39 @@ async fn nor_do_members_take_them_from_each_other() {
     assert_eq!(names(cluster.at(leader)), all);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nor_does_a_leader() {
+    let mut cluster = Cluster::founded(3).await;
+    let leader = cluster.leader().await;
+    let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let names = |consensus: &Consensus| {
+        let members = consensus.members().into_iter();
+        members.map(|m| m.name).collect::<BTreeSet<_>>()
+    };
+    let all = names(cluster.at(leader));
+    cluster.crash(one).await;
+    cluster.machines[one].server.name = cluster.machines[other].server.name.clone();
+    cluster.start(one).await;
+    let machine = &cluster.machines[one];
+    let handed = async {
+        loop {
+            let leader = cluster.leader().await;
+            if leader == one {
+                return;
+            }
+            // It may not have caught up yet, and then somebody else is elected.
+            let _ = cluster.at(leader).hand_over(Some(machine.id)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), handed)
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(cluster.at(one).is_leader());
+    assert_eq!(names(cluster.at(one)), all);
+}
+
 /// Whoever knows the name of the cluster may ask, under any name and for any address.
 #[tokio::test(start_paused = true)]
 async fn who_asks_to_be_let_in_has_to_be_where_it_says() {
