@@ -7,7 +7,7 @@ use std::{
 
 use rustix::process::Signal;
 use serde_json::json;
-use wharf_tests::{Http, SOON, eventually};
+use wharf_tests::{Http, SOON, eventually, run};
 
 use super::servers::{Load, Server, Site, assert_everywhere, leader_of};
 
@@ -246,4 +246,35 @@ fn of_two_survivors_with_different_ends_the_one_with_what_was_agreed_leads() {
     for server in &servers {
         assert_eq!(server.keys("lost/", "stale"), Vec::<String>::new());
     }
+}
+
+/// A backup that is started elsewhere, or a cloned machine.
+#[test]
+fn a_copy_of_a_server_ends_and_takes_nobodys_place() {
+    let site = Site::new(&[]);
+    let mut servers = site.three();
+    let copied = servers.remove(1);
+    copied.kill();
+    let copy = run(std::process::Command::new("cp")
+        .arg("-a")
+        .args([site.data_dir(2), site.data_dir(4)]));
+    copy.success();
+    servers.push(site.expecting(2));
+    leader_of(&servers);
+    let before: Vec<String> = servers.iter().map(Server::leader).collect();
+
+    let mut copy = site.expecting(4);
+    let status = copy.process.ended(SOON).expect("it ends by itself");
+    assert!(!status.success());
+    let why = copy.process.line("has the id of this one", SOON);
+    assert!(why.is_some(), "{}", copy.process.text());
+    for server in &servers {
+        server.wait_for_peers(3);
+        let peers = server.http.get("/v1/status/peers").text();
+        assert!(peers.contains(&site.server_address(2)), "{peers}");
+        assert!(!peers.contains(&site.server_address(4)), "{peers}");
+    }
+    let after: Vec<String> = servers.iter().map(Server::leader).collect();
+    assert_eq!(after, before, "nobody was disturbed");
+    assert!(servers[2].put("after", b"value"));
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::{Read as _, Write as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     net::TcpStream,
     time::Instant,
 };
@@ -36,7 +36,8 @@ impl Connection {
     fn frame(&mut self, kind: u8, flags: u8, stream: u32, body: &[u8]) {
         let length = u32::try_from(body.len()).unwrap().to_be_bytes();
         let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
-        self.0.write_all(&[&head, body].concat()).unwrap();
+        // A server that has had enough of it closes the connection.
+        let _ = self.0.write_all(&[&head, body].concat());
     }
 
     /// Begins a request without an envelope, and brings a part of its message.
@@ -64,7 +65,7 @@ impl Connection {
         self.frame(DATA, 0, stream, &message);
     }
 
-    /// Reads until all of these were answered.
+    /// Reads until all of these were answered, or the connection is closed.
     #[track_caller]
     fn answered(&mut self, streams: impl IntoIterator<Item = u32>) {
         let mut missing: BTreeSet<u32> = streams.into_iter().collect();
@@ -72,12 +73,17 @@ impl Connection {
         while !missing.is_empty() {
             assert!(began.elapsed() < SOON, "no answer to {missing:?}");
             let mut head = [0; 9];
-            if let Err(error) = self.0.read_exact(&mut head) {
-                panic!("no answer to {missing:?}: {error}");
+            match self.0.read_exact(&mut head) {
+                Ok(()) => {}
+                Err(error) if is_closed(&error) => return,
+                Err(error) => panic!("no answer to {missing:?}: {error}"),
             }
             let [l0, l1, l2, kind, flags, stream @ ..] = head;
             let mut body = vec![0; u32::from_be_bytes([0, l0, l1, l2]) as usize];
-            self.0.read_exact(&mut body).unwrap();
+            match self.0.read_exact(&mut body) {
+                Err(error) if is_closed(&error) => return,
+                read => read.unwrap(),
+            }
             match kind {
                 HEADERS | RST_STREAM => {
                     missing.remove(&u32::from_be_bytes(stream));
@@ -87,6 +93,13 @@ impl Connection {
             }
         }
     }
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
 }
 
 /// A message that is announced and does not come costs the server neither memory nor a place for long.
@@ -103,10 +116,12 @@ fn what_a_stranger_begins_and_does_not_end_is_turned_away() {
     }
     stranger.answered((0..8).map(|n| 2 * n + 1));
     // In no envelope.
+    let mut stranger = Connection::open(&site.server_address(1));
     stranger.begin(101, "Propose", long, 16_000);
     stranger.begin(103, "Append", long, 16_000);
     stranger.answered([101, 103]);
     // Many at once, and then too late.
+    let mut stranger = Connection::open(&site.server_address(1));
     for n in 0..40 {
         stranger.begin(2 * n + 201, "Hello", 100, 99);
     }

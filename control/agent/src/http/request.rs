@@ -76,8 +76,10 @@ pub(crate) struct Request {
     pub(crate) body: RequestBody,
 }
 
-/// The most that is read of a body its endpoint left, and for how long. As Go's server does it.
-const LEFTOVER: u64 = 256 * 1024;
+/// The most that is read of a body its endpoint left, and for how long. A client that is still writing when the
+/// connection is closed sees that, and not the answer: so several times the largest value, as it is the usual one to be
+/// refused. (Go's server reads 256 KiB, and lingers for half a second.)
+const LEFTOVER: u64 = 4 << 20;
 const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The body of a request. What its endpoint did not read is seen to afterwards.
