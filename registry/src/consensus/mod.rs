@@ -48,7 +48,7 @@ use std::{
 
 use bytes::Bytes;
 use openraft::{
-    Config, Raft, ReadPolicy,
+    Config, LinearizerOption, Raft, ReadPolicy,
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError},
 };
@@ -126,6 +126,8 @@ struct Inner {
     peer_disks: PeerDisks,
     /// What this server, being the leader, finds of each.
     healths: watch::Receiver<membership::Healths>,
+    /// How long those who acknowledge a leader vote for no other, by their own clocks.
+    lease: Duration,
     /// A server that restarts votes for nobody before a lease is over that it may have given.
     votes_from: Instant,
     /// The term in which this server, leading alone, was seen to have applied what precedes it.
@@ -151,8 +153,8 @@ pub struct Leader {
 pub enum Consistency {
     /// Whatever this server has.
     Stale,
-    /// What the leader has, while its lease lasts. Stale only if a clock runs far off: the lease
-    /// assumes that no server's clock runs faster than another's by more than the election timeout.
+    /// What the leader has, while its lease lasts. Stale only if a clock runs far off: no server's
+    /// may be faster than another's by more than a tenth.
     #[default]
     Default,
     /// Everything that was acknowledged before the read began; asks a quorum.
@@ -286,6 +288,7 @@ impl Consensus {
             disk,
             peer_disks,
             healths,
+            lease,
             votes_from,
             settled_term: AtomicU64::new(0),
             stopping,
@@ -419,13 +422,13 @@ impl Consensus {
     /// be. Load the view afterwards.
     pub async fn read_barrier(&self, consistency: Consistency) -> Result<(), ReadError> {
         let inner = &*self.inner;
-        let policy = match consistency {
+        let option = match consistency {
             Consistency::Stale => return Ok(()),
             Consistency::Default if inner.leads_alone_and_settled() => return Ok(()),
-            Consistency::Default => ReadPolicy::LeaseRead,
-            Consistency::Consistent => ReadPolicy::ReadIndex,
+            Consistency::Default => lease_read(inner.lease),
+            Consistency::Consistent => ReadPolicy::ReadIndex.into(),
         };
-        match inner.raft.ensure_linearizable(policy).await {
+        match inner.raft.ensure_linearizable(option).await {
             Ok(read) => {
                 let term = read.committed_leader_id().term;
                 inner.settled_term.fetch_max(term, Ordering::Relaxed);
@@ -439,12 +442,12 @@ impl Consensus {
     /// consistency. See [`Consensus::wait_applied`].
     pub async fn read_index(&self, consistency: Consistency) -> Result<u64, ReadError> {
         let inner = &*self.inner;
-        let policy = match consistency {
+        let option = match consistency {
             Consistency::Stale => return Ok(0),
-            Consistency::Default => ReadPolicy::LeaseRead,
-            Consistency::Consistent => ReadPolicy::ReadIndex,
+            Consistency::Default => lease_read(inner.lease),
+            Consistency::Consistent => ReadPolicy::ReadIndex.into(),
         };
-        match inner.raft.get_read_linearizer(policy).await {
+        match inner.raft.get_read_linearizer(option).await {
             Ok(read) => Ok(read.read_log_id().index()),
             Err(error) => Err(inner.read_error(error)),
         }
@@ -587,6 +590,13 @@ fn leader(id: ServerId, server: Server) -> Leader {
 
 fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
     slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// A read by lease, which ends a tenth of it before voters are free again, those that have restarted included: their
+/// clocks may run faster than the leader's.
+fn lease_read(lease: Duration) -> LinearizerOption {
+    let age = lease - lease / 10;
+    LinearizerOption::new(Some(age), false).with_wait_timeout(Duration::ZERO)
 }
 
 /// Founds a cluster of this server, if asked to and there is none; otherwise goes on with what the

@@ -196,7 +196,7 @@ fn of_two_survivors_with_different_ends_the_one_with_what_was_agreed_leads() {
     }
     let hasty = Http {
         timeout: Duration::from_millis(500),
-        ..former.http.clone()
+        ..former.http
     };
     std::thread::scope(|scope| {
         for n in 0..60 {

@@ -33,7 +33,7 @@ pub(super) struct Machine {
     /// The newest snapshot that was on the disk when the server went down.
     snapshot: Option<Snapshot>,
     /// How much its clock gains, in millionths.
-    gains: i64,
+    pub(super) gains: i64,
 }
 
 pub(super) struct Cluster {

@@ -10,11 +10,12 @@
 //! chance. `WHARF_SIM_SEED` plays one, `WHARF_SIM_SEEDS` so many (from `WHARF_SIM_FROM` on), and with
 //! `WHARF_SIM_TRACE` what happened is written to that file.
 //!
-//! Whether it would notice is known as well: [`Break`]s are mistakes, each of which has to be found. Two more, of votes
-//! and of clocks, are found by histories that lead there (`vote`, `pause`).
+//! Whether it would notice is known as well: [`Break`]s are mistakes, each of which has to be found. More, of votes
+//! and of clocks, are found by histories that lead there (`vote`, `pause`, `drift`).
 
 mod agents;
 mod clients;
+mod drift;
 mod judgement;
 mod nemesis;
 mod pause;
