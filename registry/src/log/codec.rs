@@ -92,20 +92,25 @@ pub fn get_vote(buffer: &mut impl Buf) -> Result<Vote, CodecError> {
 }
 
 pub fn encode_payload(payload: &Payload) -> Bytes {
-    let mut buffer = BytesMut::with_capacity(2 + payload.size());
-    buffer.put_u8(PAYLOAD_VERSION);
-    match payload {
-        Payload::Blank => buffer.put_u8(BLANK),
-        Payload::Command(command) => {
-            buffer.put_u8(COMMAND);
-            buffer.put_slice(command);
-        }
-        Payload::Membership(membership) => {
-            buffer.put_u8(MEMBERSHIP);
-            put_membership(&mut buffer, membership);
-        }
-    }
+    let (head, rest) = payload_parts(payload);
+    let mut buffer = BytesMut::with_capacity(head.len() + rest.len());
+    buffer.put_slice(&head);
+    buffer.put_slice(&rest);
     buffer.freeze()
+}
+
+/// The same in two parts, one after the other. A command's second part shares its memory.
+pub fn payload_parts(payload: &Payload) -> ([u8; 2], Bytes) {
+    let (kind, rest) = match payload {
+        Payload::Blank => (BLANK, Bytes::new()),
+        Payload::Command(command) => (COMMAND, command.clone()),
+        Payload::Membership(membership) => {
+            let mut buffer = BytesMut::new();
+            put_membership(&mut buffer, membership);
+            (MEMBERSHIP, buffer.freeze())
+        }
+    };
+    ([PAYLOAD_VERSION, kind], rest)
 }
 
 /// A command shares the memory of `bytes`.

@@ -31,7 +31,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use raft_log::{
     RaftLog, Types,
     api::raft_log_writer::RaftLogWriter,
@@ -351,16 +351,19 @@ const HAS_DURABLE: u32 = 1 << 31;
 
 impl Encode for Body {
     fn encode<W: Write>(&self, mut out: W) -> io::Result<usize> {
-        let bytes = codec::encode_payload(&self.payload);
-        if bytes.len() > MAX_BODY {
+        let (head, rest) = codec::payload_parts(&self.payload);
+        let len = head.len() + rest.len();
+        if len > MAX_BODY {
             return Err(io::Error::other("an entry is too large"));
         }
-        let len = (bytes.len() as u32 | HAS_DURABLE).to_be_bytes();
+        let written = 16 + len;
+        let len = (len as u32 | HAS_DURABLE).to_be_bytes();
         out.write_all(&len)?;
         out.write_all(&crc32fast::hash(&len).to_be_bytes())?;
         out.write_all(&self.durable.to_be_bytes())?;
-        out.write_all(&bytes)?;
-        Ok(16 + bytes.len())
+        out.write_all(&head)?;
+        out.write_all(&rest)?;
+        Ok(written)
     }
 }
 
@@ -397,8 +400,8 @@ fn length_word(input: &mut impl Read) -> io::Result<u32> {
 
 impl Encode for LogId {
     fn encode<W: Write>(&self, mut out: W) -> io::Result<usize> {
-        let mut bytes = BytesMut::with_capacity(LOG_ID_LEN);
-        codec::put_log_id(&mut bytes, *self);
+        let mut bytes = [0; LOG_ID_LEN];
+        codec::put_log_id(&mut &mut bytes[..], *self);
         out.write_all(&bytes)?;
         Ok(bytes.len())
     }
@@ -413,8 +416,8 @@ impl Decode for LogId {
 
 impl Encode for Vote {
     fn encode<W: Write>(&self, mut out: W) -> io::Result<usize> {
-        let mut bytes = BytesMut::with_capacity(VOTE_LEN);
-        codec::put_vote(&mut bytes, *self);
+        let mut bytes = [0; VOTE_LEN];
+        codec::put_vote(&mut &mut bytes[..], *self);
         out.write_all(&bytes)?;
         Ok(bytes.len())
     }

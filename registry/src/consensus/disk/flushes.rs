@@ -1,7 +1,7 @@
 //! What was given to the log and is not on the disk yet, and for how long.
 
 use std::{
-    collections::BTreeMap,
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,8 +24,12 @@ pub(in super::super) struct Flushes {
 
 #[derive(Debug, Default)]
 struct Inner {
-    next: u64,
-    waiting: BTreeMap<u64, (Instant, usize)>,
+    /// Oldest first: when each began, and how large it is. `None`: it is done, and one before it is not.
+    waiting: VecDeque<Option<(Instant, usize)>>,
+    /// The number of the first of these.
+    first: u64,
+    /// How many are not done, and their bytes.
+    count: usize,
     bytes: usize,
     /// The longest flush of late, and when it was over.
     longest: Option<(Instant, Duration)>,
@@ -41,9 +45,9 @@ pub(in super::super) struct Flush {
 impl Flushes {
     pub(in super::super) fn begin(self: &Arc<Self>, bytes: usize) -> Flush {
         let mut inner = self.lock();
-        let number = inner.next;
-        inner.next += 1;
-        inner.waiting.insert(number, (Instant::now(), bytes));
+        let number = inner.first + inner.waiting.len() as u64;
+        inner.waiting.push_back(Some((Instant::now(), bytes)));
+        inner.count += 1;
         inner.bytes += bytes;
         Flush {
             flushes: self.clone(),
@@ -59,7 +63,7 @@ impl Flushes {
             finished.as_mut().enable();
             {
                 let inner = self.lock();
-                if inner.waiting.len() < MAX_WAITING && inner.bytes < MAX_WAITING_BYTES {
+                if inner.count < MAX_WAITING && inner.bytes < MAX_WAITING_BYTES {
                     return;
                 }
             }
@@ -75,7 +79,7 @@ impl Flushes {
     /// For how long the oldest write waits.
     pub(in super::super) fn oldest(&self) -> Option<Duration> {
         let inner = self.lock();
-        let (at, _) = inner.waiting.values().next()?;
+        let (at, _) = (*inner.waiting.front()?)?;
         Some(at.elapsed())
     }
 
@@ -92,15 +96,29 @@ impl Flushes {
     }
 }
 
+impl Inner {
+    fn done(&mut self, number: u64) -> Option<(Instant, usize)> {
+        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let done = self.waiting.get_mut(at)?.take();
+        while let Some(None) = self.waiting.front() {
+            self.waiting.pop_front();
+            self.first += 1;
+        }
+        done
+    }
+}
+
 impl Drop for Flush {
     fn drop(&mut self) {
         {
             let mut inner = self.flushes.lock();
-            let Some((at, bytes)) = inner.waiting.remove(&self.number) else {
+            let Some((at, bytes)) = inner.done(self.number) else {
                 return;
             };
+            inner.count -= 1;
             inner.bytes -= bytes;
-            let (now, took) = (Instant::now(), at.elapsed());
+            let now = Instant::now();
+            let took = now.saturating_duration_since(at);
             let is_longest = inner.longest.is_none_or(|(over, longest)| {
                 took >= longest || now.saturating_duration_since(over) >= LATELY
             });
@@ -127,10 +145,14 @@ mod tests {
         let second = flushes.begin(20);
         assert_eq!(flushes.oldest(), Some(Duration::from_secs(1)));
         assert_eq!(flushes.bytes(), 30);
+        let third = flushes.begin(40);
+        drop(second);
+        assert_eq!(flushes.oldest(), Some(Duration::from_secs(1)));
+        assert_eq!(flushes.bytes(), 50);
         drop(first);
         assert_eq!(flushes.oldest(), Some(Duration::ZERO));
-        assert_eq!(flushes.bytes(), 20);
-        drop(second);
+        assert_eq!(flushes.bytes(), 40);
+        drop(third);
         assert_eq!(flushes.oldest(), None);
         // A fast one does not make up for it.
         assert_eq!(flushes.longest_lately(), Duration::from_secs(1));
