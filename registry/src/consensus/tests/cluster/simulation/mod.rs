@@ -17,6 +17,7 @@ mod agents;
 mod clients;
 mod drift;
 mod judgement;
+mod loss;
 mod nemesis;
 mod pause;
 mod vote;
