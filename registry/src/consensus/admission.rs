@@ -2,12 +2,16 @@
 //!
 //! Raft takes whatever it is given and holds it in memory until a quorum has it; a stalled disk or a
 //! lost quorum would fill the memory. So the door is here, and it does not queue: whoever finds it
-//! closed is told at once and can slow down.
+//! closed is told at once and can slow down. It closes for what is large first, so that small proposals are not refused
+//! because of large ones.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
+
+/// How much one leaves free beside itself, in proportion to its size; at most a sixteenth of all.
+const LEFT: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Admission {
@@ -52,8 +56,9 @@ impl Admission {
             bytes,
         };
         let proposals = self.proposals.fetch_add(1, Ordering::Relaxed) + 1;
-        let in_flight = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if proposals > self.max_proposals || in_flight > self.max_bytes {
+        let others = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let left = bytes.saturating_mul(LEFT).min(self.max_bytes / 16);
+        if proposals > self.max_proposals || others > 0 && others + bytes + left > self.max_bytes {
             return Err(Refused::Full);
         }
         Ok(permit)
@@ -92,10 +97,21 @@ mod tests {
         let second = admission.admit(10).unwrap();
         assert_eq!(admission.admit(10).unwrap_err(), Refused::Full);
         drop(second);
-        assert_eq!(admission.admit(91).unwrap_err(), Refused::Full);
+        assert_eq!(admission.admit(85).unwrap_err(), Refused::Full);
         assert_eq!(admission.admit(101).unwrap_err(), Refused::TooLarge);
-        let _whole = admission.admit(90).unwrap();
+        let rest = admission.admit(84).unwrap();
         drop(first);
-        assert_eq!((admission.proposals(), admission.bytes()), (1, 90));
+        assert_eq!((admission.proposals(), admission.bytes()), (1, 84));
+        drop(rest);
+        let _whole = admission.admit(100).unwrap();
+    }
+
+    #[test]
+    fn large_ones_leave_room_for_small_ones() {
+        let admission = Admission::new(1000, 1 << 20);
+        let large: Vec<_> = std::iter::from_fn(|| admission.admit(32 << 10).ok()).collect();
+        assert_eq!(large.len(), 30);
+        let small: Vec<_> = (0..50).map(|_| admission.admit(100)).collect();
+        assert!(small.iter().all(Result::is_ok));
     }
 }

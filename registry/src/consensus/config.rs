@@ -40,11 +40,15 @@ pub struct Timings {
     pub election_max: Duration,
 }
 
-/// What may be on its way through the log at once; beyond it, proposals are refused.
+/// What may be proposed at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Beyond these, proposals are refused.
     pub proposals_in_flight: usize,
     pub bytes_in_flight: usize,
+    /// So many bytes of them are given to the log, where one waits for the other; the rest waits where small ones pass
+    /// large ones.
+    pub bytes_in_log: usize,
 }
 
 impl ConsensusConfig {
@@ -102,6 +106,8 @@ impl Default for Limits {
         Limits {
             proposals_in_flight: 16_384,
             bytes_in_flight: 64 << 20,
+            // What disks take in some milliseconds, and enough to keep them and a network busy.
+            bytes_in_log: 2 << 20,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! can change (or it can be replaced) without anybody noticing.
 //!
 //! ```text
-//! propose -> admission -> raft core -> log (group commit) -> quorum -> Machine -> view, wake, answer
+//! propose -> admission -> line -> raft core -> log (group commit) -> quorum -> Machine -> view, wake, answer
 //!                             |  ^                                      `-> snapshot when due
 //!                     network v  | receive
 //!                          Transport (the agent's gRPC, or a table in memory) <-> other servers
@@ -21,6 +21,7 @@ mod data_dir;
 mod disk;
 mod error;
 mod identity;
+mod line;
 mod machine;
 mod membership;
 mod network;
@@ -61,6 +62,7 @@ use self::{
     data_dir::DataDir,
     disk::{Disk, PeerDisks},
     identity::Identity,
+    line::{Line, Place, Turn},
     machine::{Machine, Snapshots},
     network::{Addresses, Network},
     opened::Opened,
@@ -95,6 +97,8 @@ const MAX_COMMAND: usize = 16 << 20;
 /// How long a proposal may wait for a quorum before its outcome counts as unknown. Only where there are
 /// other servers to wait for.
 const OUTCOME_WITHIN: Duration = Duration::from_secs(30);
+/// How long a proposal may wait for its turn before it is refused: nothing is done then.
+const TURN_WITHIN: Duration = Duration::from_secs(10);
 
 /// One server's part in the consensus. Clones share it.
 #[derive(Clone, Debug)]
@@ -110,6 +114,7 @@ struct Inner {
     log: Arc<dyn LogStore>,
     snapshots: Arc<Snapshots>,
     admission: Arc<Admission>,
+    line: Arc<Line>,
     /// What is not in the log here: it waits for a leader, or for the answer of another server.
     waiting: Arc<Admission>,
     identity: Arc<Identity>,
@@ -277,6 +282,7 @@ impl Consensus {
             log: opened.log,
             snapshots,
             admission: Admission::new(limits.proposals_in_flight, limits.bytes_in_flight),
+            line: Line::new(limits.bytes_in_log),
             waiting: Admission::new(limits.proposals_in_flight, limits.bytes_in_flight),
             identity: opened.identity,
             alone,
@@ -348,7 +354,11 @@ impl Consensus {
             let admitted = space.admit_command(inner.admission.bytes(), size);
             admitted.inspect_err(|_| count_refusal("disk_full"))?;
         }
-        let (reply, answer) = Reply::new(permit);
+        let turn = match inner.line.enter(size) {
+            Ok(turn) => turn,
+            Err(place) => inner.in_turn(place).await?,
+        };
+        let (reply, answer) = Reply::new(permit, turn);
         let sent = inner.raft.client_write_ff(Proposal(bytes), Some(reply));
         if sent.await.is_err() {
             return Err(ProposeError::ShuttingDown);
@@ -388,10 +398,7 @@ impl Consensus {
     }
 
     pub fn is_leader(&self) -> bool {
-        let leader = self.inner.leader.borrow();
-        leader
-            .as_ref()
-            .is_some_and(|leader| leader.node_uuid == self.inner.id.0)
+        is(&self.inner.leader.borrow(), self.inner.id.0)
     }
 
     /// Tells of every change of leader, its loss included.
@@ -506,6 +513,30 @@ impl Consensus {
 }
 
 impl Inner {
+    /// Waits for a turn as long as this server leads. Without one nothing was done.
+    async fn in_turn(&self, place: Place) -> Result<Turn, ProposeError> {
+        let mut leader = self.leader.clone();
+        let own = self.id.0;
+        let deposed = leader.wait_for(|leader| !is(leader, own));
+        tokio::select! {
+            biased;
+            turn = place.turn() => return Ok(turn),
+            leader = deposed => {
+                if let Ok(Some(leader)) = leader.as_deref() {
+                    return Err(ProposeError::NotLeader { leader: leader.clone() });
+                }
+            }
+            () = tokio::time::sleep(TURN_WITHIN) => {
+                count_refusal("overloaded");
+                return Err(ProposeError::Overloaded);
+            }
+        }
+        match self.stopping.load(Ordering::Relaxed) {
+            true => Err(ProposeError::ShuttingDown),
+            false => Err(ProposeError::NoLeader),
+        }
+    }
+
     /// Whether a read of the leader's view needs no round trip: nobody else can lead while this
     /// server is the only voter, and it has applied what was committed before its term. What it
     /// acknowledged since is in the view, because an answer is given after the view is published.
@@ -561,6 +592,12 @@ impl Drop for Inner {
 #[derive(Debug)]
 pub struct Waiting {
     _permit: Permit,
+}
+
+fn is(leader: &Option<Leader>, server: Uuid) -> bool {
+    leader
+        .as_ref()
+        .is_some_and(|leader| leader.node_uuid == server)
 }
 
 fn admit(admission: &Arc<Admission>, size: usize) -> Result<Permit, ProposeError> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use openraft::{EntryPayload, entry::RaftEntry, raft::responder::Responder};
 use tokio::sync::oneshot;
 
-use super::{admission::Permit, runtime::Runtime};
+use super::{admission::Permit, line::Turn, runtime::Runtime};
 use crate::{
     command::Outcome,
     log::{Entry, LogId, Membership, Payload, Server, ServerId, Vote},
@@ -66,18 +66,20 @@ impl fmt::Display for Proposal {
     }
 }
 
-/// Where the answer to a proposal goes. It holds the proposal's place in the admission until then,
-/// also when the proposer no longer waits: the entry is in flight all the same.
+/// Where the answer to a proposal goes. It holds the proposal's place in flight until then, also when the
+/// proposer no longer waits: the entry is in flight all the same.
 pub(super) struct Reply<T> {
     answer: oneshot::Sender<T>,
+    _turn: Turn,
     _permit: Permit,
 }
 
 impl<T> Reply<T> {
-    pub(super) fn new(permit: Permit) -> (Reply<T>, oneshot::Receiver<T>) {
+    pub(super) fn new(permit: Permit, turn: Turn) -> (Reply<T>, oneshot::Receiver<T>) {
         let (answer, receiver) = oneshot::channel();
         let reply = Reply {
             answer,
+            _turn: turn,
             _permit: permit,
         };
         (reply, receiver)

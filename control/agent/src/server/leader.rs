@@ -66,6 +66,15 @@ impl Server {
         leader: &RaftLeader,
         message: T,
     ) -> Result<(ServersClient<Channel>, Request<T>), ClusterError> {
+        let (peers, request) = self.addressed(leader, message)?;
+        Ok((peers.caller(&leader.address)?, request))
+    }
+
+    fn addressed<T>(
+        &self,
+        leader: &RaftLeader,
+        message: T,
+    ) -> Result<(&Peers, Request<T>), ClusterError> {
         let (Some(peers), Some(cluster)) = (&self.peers, self.consensus.cluster()) else {
             return Err(ClusterError::NoLeader);
         };
@@ -74,10 +83,7 @@ impl Server {
             from: self.consensus.id(),
             to: ServerId(leader.node_uuid),
         };
-        Ok((
-            peers.caller(&leader.address)?,
-            enveloped(&envelope, message),
-        ))
+        Ok((peers, enveloped(&envelope, message)))
     }
 
     pub(super) async fn propose_at(
@@ -85,9 +91,11 @@ impl Server {
         leader: &RaftLeader,
         command: Bytes,
     ) -> Result<Outcome, ClusterError> {
+        let size = command.len();
         let request = proto::ProposeRequest { command };
         let mut changes = self.consensus.leader_changes();
-        let (mut client, request) = self.calling(leader, request)?;
+        let (peers, request) = self.addressed(leader, request)?;
+        let mut client = peers.proposer(&leader.address, size)?;
         // Who was deposed may not be able to say so: a machine that hangs, a cable that was pulled.
         let deposed = async {
             let deposed = changes.wait_for(|now| now.as_ref().is_some_and(|now| now != leader));

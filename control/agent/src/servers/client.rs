@@ -54,7 +54,12 @@ enum Traffic {
     Raft(Lane),
     /// What this server's clients want of the leader, and introductions.
     Calls,
+    /// Commands of theirs that are large: the others do not wait behind them.
+    LargeCalls,
 }
+
+/// From this size on, in bytes, a command is large.
+const LARGE: usize = 32 << 10;
 
 /// The connections of this server. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -154,7 +159,28 @@ impl Peers {
 
     /// For one call outside the consensus.
     pub(crate) fn caller(&self, address: &str) -> Result<ServersClient<Channel>, CallError> {
-        self.client(address, Traffic::Calls)
+        self.caller_over(address, Traffic::Calls)
+    }
+
+    /// For one call that carries a command of this size.
+    pub(crate) fn proposer(
+        &self,
+        address: &str,
+        size: usize,
+    ) -> Result<ServersClient<Channel>, CallError> {
+        let traffic = match size {
+            LARGE.. => Traffic::LargeCalls,
+            _ => Traffic::Calls,
+        };
+        self.caller_over(address, traffic)
+    }
+
+    fn caller_over(
+        &self,
+        address: &str,
+        traffic: Traffic,
+    ) -> Result<ServersClient<Channel>, CallError> {
+        self.client(address, traffic)
             .map_err(|error| CallError::NotDone(error.to_string()))
     }
 

@@ -35,7 +35,7 @@ use crate::grpc::{Bounds, Gate, GrpcListener};
 
 /// Calls and streams at once on one connection of a server.
 const STREAMS: u32 = 4096;
-/// Connections of the servers and agents of one machine, and of who tries. A server keeps four, an agent two.
+/// Connections of the servers and agents of one machine, and of who tries. A server keeps five, an agent two.
 const CONNECTIONS_FROM_LOOPBACK: usize = 256;
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 const PARTS_AHEAD: usize = 4;

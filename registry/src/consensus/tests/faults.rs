@@ -1,4 +1,4 @@
-//! A log that stalls or fails under a running server.
+//! A log that is slow, stalls or fails under a running server.
 
 use std::{io, ops::Range};
 
@@ -7,16 +7,20 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::log::{Entry, LogId, LogState, OnDurable, Vote};
 
-/// A memory log whose appends, once told so, stall until released or fail.
+/// A memory log whose appends, once told so, take their time, stall until released, or fail.
 #[derive(Debug, Default)]
 pub(super) struct FaultyLog {
     log: MemoryLog,
     fault: Mutex<Option<Fault>>,
     stalled: Mutex<Vec<OnDurable>>,
+    /// When a slow one is done with what it has.
+    busy_until: Mutex<Option<tokio::time::Instant>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
+    /// So many bytes a millisecond.
+    Slow(u64),
     Stall,
     /// The fsync after an append fails.
     Fsync,
@@ -35,6 +39,19 @@ impl FaultyLog {
             done.call(Ok(()));
         }
     }
+
+    /// Calls back when the disk, after all that it has, is done with this too.
+    fn slowly(&self, bytes: u64, rate: u64, done: OnDurable) {
+        let mut busy_until = self.busy_until.lock().unwrap();
+        let now = tokio::time::Instant::now();
+        let begins = busy_until.map_or(now, |until| until.max(now));
+        let ends = begins + Duration::from_micros(bytes * 1000 / rate);
+        *busy_until = Some(ends);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(ends).await;
+            done.call(Ok(()));
+        });
+    }
 }
 
 impl LogStore for FaultyLog {
@@ -46,8 +63,10 @@ impl LogStore for FaultyLog {
         if let Fault::Write = fault {
             return Err(io::Error::other("no space left on device"));
         }
+        let bytes = entries.iter().map(Entry::size).sum::<usize>();
         self.log.append(entries, OnDurable::new(|_| {}))?;
         match fault {
+            Fault::Slow(rate) => self.slowly(bytes as u64, rate, done),
             Fault::Stall => self.stalled.lock().unwrap().push(done),
             _ => done.call(Err(io::Error::other("input/output error"))),
         }
@@ -102,6 +121,7 @@ async fn beyond_the_limit_proposals_are_refused_and_those_within_it_succeed() {
         limits: Limits {
             proposals_in_flight: 4,
             bytes_in_flight: 1 << 20,
+            ..Limits::default()
         },
         ..single()
     };
@@ -132,12 +152,67 @@ async fn beyond_the_limit_proposals_are_refused_and_those_within_it_succeed() {
     consensus.shutdown().await;
 }
 
+/// Of several servers or one: a small write waits for what is given to the log, and not for all that was there before
+/// it; those who write large values go on meanwhile.
+pub(super) async fn small_writes_pass_large_ones(leader: &Consensus) {
+    const LARGE: usize = 512 << 10;
+    const WRITERS: usize = 96;
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|number| {
+            let (leader, acknowledged) = (leader.clone(), acknowledged.clone());
+            tokio::spawn(async move {
+                let value = "v".repeat(LARGE);
+                loop {
+                    let outcome = leader
+                        .propose(&set(&format!("large-{number}"), &value))
+                        .await;
+                    assert_eq!(outcome, Ok(Outcome::Applied(true)));
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    while acknowledged.load(Ordering::Relaxed) < WRITERS as u64 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let in_log = (Limits::default().bytes_in_log / LARGE) as u64;
+    let mut passed = Vec::new();
+    for number in 0..50 {
+        let before = acknowledged.load(Ordering::Relaxed);
+        leader
+            .propose(&set(&format!("small-{number}"), "v"))
+            .await
+            .unwrap();
+        passed.push(acknowledged.load(Ordering::Relaxed) - before);
+        tokio::time::sleep(Duration::from_millis(7)).await;
+    }
+    let most = passed.iter().max();
+    assert!(
+        most <= Some(&(2 * in_log)),
+        "so many large ones came first: {passed:?}"
+    );
+    for writer in writers {
+        writer.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_writes_do_not_wait_for_the_large_ones_that_came_before() {
+    let log = Arc::new(FaultyLog::default());
+    let consensus = led_on(log.clone(), single()).await;
+    log.set(Fault::Slow(17 << 10));
+    small_writes_pass_large_ones(&consensus).await;
+    consensus.shutdown().await;
+}
+
 #[tokio::test]
 async fn bytes_in_flight_are_limited_too() {
     let config = ConsensusConfig {
         limits: Limits {
             proposals_in_flight: 100,
             bytes_in_flight: 1000,
+            ..Limits::default()
         },
         ..single()
     };

@@ -1,6 +1,10 @@
 //! Disks that stall or are full under some of several servers.
 
-use super::{super::faults::Fault, machines::DISK, *};
+use super::{
+    super::faults::{Fault, small_writes_pass_large_ones},
+    machines::DISK,
+    *,
+};
 
 /// Longer than a leader waits for its disk before it looks for an heir.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -14,6 +18,49 @@ impl Cluster {
     async fn write_at(&self, at: usize, key: &str) -> Result<Outcome, ProposeError> {
         self.at(at).propose(&set(key, "v")).await
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_slow_disks_small_writes_pass_large_ones() {
+    let cluster = Cluster::founded(3).await;
+    for machine in &cluster.machines {
+        machine.log.set(Fault::Slow(17 << 10));
+    }
+    let leader = cluster.leader().await;
+    small_writes_pass_large_ones(cluster.at(leader)).await;
+    cluster.agree_on(&["small-49".to_owned()]).await;
+}
+
+/// What waits for its turn when the leader is cut off was not done, and that is said: it may be tried elsewhere.
+#[tokio::test(start_paused = true)]
+async fn whose_turn_has_not_come_when_the_leader_is_lost_has_done_nothing() {
+    let cluster = Cluster::founded(3).await;
+    let old = cluster.leader().await;
+    let ids: Vec<_> = cluster.machines.iter().map(|machine| machine.id).collect();
+    let rest: Vec<_> = ids.iter().copied().filter(|id| *id != ids[old]).collect();
+    cluster.net.partition(&ids[old..=old], &rest);
+    let value = "v".repeat(512 << 10);
+    let proposals: Vec<_> = (0..20)
+        .map(|number| {
+            let (leader, command) = (cluster.at(old).clone(), set(&format!("{number}"), &value));
+            tokio::spawn(async move { leader.propose(&command).await })
+        })
+        .collect();
+    let mut unknown = Vec::new();
+    for (number, proposal) in proposals.into_iter().enumerate() {
+        match proposal.await.unwrap() {
+            Err(ProposeError::OutcomeUnknown) => unknown.push(number),
+            Err(ProposeError::NoLeader | ProposeError::NotLeader { .. }) => {}
+            other => panic!("{number}: {other:?}"),
+        }
+    }
+    // What the log was given, in the order of arrival.
+    assert_eq!(unknown, [0, 1, 2]);
+    cluster.leader_but(old).await;
+    cluster.net.heal();
+    cluster.agree_on(&[]).await;
+    let view = cluster.at(old).registry().view();
+    assert!((0..20).all(|number| view.kv(&number.to_string()).is_none()));
 }
 
 #[tokio::test(start_paused = true)]
