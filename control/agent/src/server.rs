@@ -24,8 +24,6 @@ use crate::{
 
 /// How soon a request that is held looks again whether there is a leader, beside every change of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// How long a write is under way before it is watched whether there is a leader at all.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// How long a write that was acknowledged by the leader is waited for here.
 const APPLIED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -100,30 +98,8 @@ impl Server {
         }
     }
 
-    /// Completes when there has been no leader for the hold time.
-    async fn leaderless(&self) {
-        // Most writes are done by then: they do not pay for what comes next.
-        tokio::time::sleep(self.hold.min(LOOK_AFTER)).await;
-        let mut leader = self.consensus.leader_changes();
-        while leader.wait_for(Option::is_none).await.is_ok() {
-            let back = leader.wait_for(Option::is_some);
-            match tokio::time::timeout(self.hold, back).await {
-                Err(_) => return,
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) => break,
-            }
-        }
-        // The consensus ends, and says so.
-        std::future::pending().await
-    }
-
     async fn propose_here(&self, command: Bytes) -> Result<Outcome, ProposeError> {
-        let proposed = tokio::select! {
-            biased;
-            proposed = self.consensus.propose_encoded(command) => proposed,
-            // It is in the log here, and no majority takes it. What follows may go on without this server.
-            () = self.leaderless() => return Err(ProposeError::OutcomeUnknown),
-        };
+        let proposed = self.consensus.propose_encoded(command).await;
         proposed.map(|(_, outcome)| outcome)
     }
 

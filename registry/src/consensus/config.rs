@@ -24,6 +24,8 @@ pub struct ConsensusConfig {
     /// The way to other servers; without one this server is alone.
     pub transport: Option<Arc<dyn Transport>>,
     pub timings: Timings,
+    /// How long a proposal that is in the log here waits without a leader, before its outcome counts as unknown.
+    pub hold: Duration,
     pub limits: Limits,
     pub snapshots: SnapshotPolicy,
     pub on_fatal: FatalHandler,
@@ -63,6 +65,7 @@ impl ConsensusConfig {
             bootstrap: true,
             transport: None,
             timings: Timings::single(),
+            hold: Duration::from_secs(7),
             limits: Limits::default(),
             snapshots: SnapshotPolicy::default(),
             on_fatal: FatalHandler::default(),

@@ -26,6 +26,7 @@ mod machine;
 mod membership;
 mod network;
 mod opened;
+mod pending;
 mod raft;
 mod receive;
 mod receiving;
@@ -66,7 +67,8 @@ use self::{
     machine::{Machine, Snapshots},
     network::{Addresses, Network},
     opened::Opened,
-    raft::{Proposal, Reply, TypeConfig},
+    pending::{Patience, Pending},
+    raft::{Answer, Proposal, Reply, TypeConfig},
     runtime::{Instant, watch},
     settings::raft_config,
     storage::Storage,
@@ -94,9 +96,6 @@ pub use transport::{
 
 /// The longest command: it has to fit into one message between servers.
 const MAX_COMMAND: usize = 16 << 20;
-/// How long a proposal may wait for a quorum before its outcome counts as unknown. Only where there are
-/// other servers to wait for.
-const OUTCOME_WITHIN: Duration = Duration::from_secs(30);
 /// How long a proposal may wait for its turn before it is refused: nothing is done then.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
 
@@ -118,8 +117,8 @@ struct Inner {
     /// What is not in the log here: it waits for a leader, or for the answer of another server.
     waiting: Arc<Admission>,
     identity: Arc<Identity>,
-    /// Whether there may be other servers.
-    alone: bool,
+    /// Who waits for the outcome of a proposal.
+    pending: Arc<Pending<Answer>>,
     leader: watch::Receiver<Option<Leader>>,
     /// The index of the last entry that is applied and published.
     applied: watch::Receiver<u64>,
@@ -269,7 +268,17 @@ impl Consensus {
             leader.clone(),
             gave_lease.then_some(votes_from),
         );
+        let pending = Pending::new();
+        let hopeless = pending::give_up(
+            pending.clone(),
+            Patience {
+                leaderless: config.hold,
+                alone,
+            },
+            leader.clone(),
+        );
         let tasks = vec![
+            runtime::spawn(hopeless),
             runtime::spawn(supervisor.run()),
             runtime::spawn(members),
             runtime::spawn(watching),
@@ -285,7 +294,7 @@ impl Consensus {
             line: Line::new(limits.bytes_in_log),
             waiting: Admission::new(limits.proposals_in_flight, limits.bytes_in_flight),
             identity: opened.identity,
-            alone,
+            pending,
             leader,
             applied,
             changing,
@@ -358,20 +367,12 @@ impl Consensus {
             Ok(turn) => turn,
             Err(place) => inner.in_turn(place).await?,
         };
-        let (reply, answer) = Reply::new(permit, turn);
+        let (reply, answer) = Reply::new(&inner.pending, permit, turn);
         let sent = inner.raft.client_write_ff(Proposal(bytes), Some(reply));
         if sent.await.is_err() {
             return Err(ProposeError::ShuttingDown);
         }
-        let answer = if inner.alone {
-            answer.await
-        } else {
-            match tokio::time::timeout(OUTCOME_WITHIN, answer).await {
-                Ok(answer) => answer,
-                Err(_) => return Err(ProposeError::OutcomeUnknown),
-            }
-        };
-        match answer {
+        match answer.await {
             Ok(Ok(response)) => Ok((response.log_id.index, response.data)),
             Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(match inner.other_leader(forward) {
@@ -379,7 +380,7 @@ impl Consensus {
                     None => ProposeError::NoLeader,
                 })
             }
-            // It is in the log here, and what becomes of it another leader decides.
+            // It is in the log here: what becomes of it another leader decides, or a majority that is not there.
             Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
         }
     }

@@ -4,13 +4,22 @@
 //! snapshot and the wire have their own. A new version of openraft is a change to this
 //! room only.
 
-use std::{fmt, io};
+use std::{fmt, io, sync::Arc};
 
 use bytes::Bytes;
-use openraft::{EntryPayload, entry::RaftEntry, raft::responder::Responder};
+use openraft::{
+    EntryPayload,
+    entry::RaftEntry,
+    raft::{ClientWriteResult, responder::Responder},
+};
 use tokio::sync::oneshot;
 
-use super::{admission::Permit, line::Turn, runtime::Runtime};
+use super::{
+    admission::Permit,
+    line::Turn,
+    pending::{Owed, Pending},
+    runtime::Runtime,
+};
 use crate::{
     command::Outcome,
     log::{Entry, LogId, Membership, Payload, Server, ServerId, Vote},
@@ -69,27 +78,33 @@ impl fmt::Display for Proposal {
 /// Where the answer to a proposal goes. It holds the proposal's place in flight until then, also when the
 /// proposer no longer waits: the entry is in flight all the same.
 pub(super) struct Reply<T> {
-    answer: oneshot::Sender<T>,
+    owed: Owed<T>,
     _turn: Turn,
     _permit: Permit,
 }
 
+/// What becomes of a proposal.
+pub(super) type Answer = ClientWriteResult<TypeConfig>;
+
 impl<T> Reply<T> {
-    pub(super) fn new(permit: Permit, turn: Turn) -> (Reply<T>, oneshot::Receiver<T>) {
-        let (answer, receiver) = oneshot::channel();
+    pub(super) fn new(
+        pending: &Arc<Pending<T>>,
+        permit: Permit,
+        turn: Turn,
+    ) -> (Reply<T>, oneshot::Receiver<T>) {
+        let (owed, answer) = pending.begin();
         let reply = Reply {
-            answer,
+            owed,
             _turn: turn,
             _permit: permit,
         };
-        (reply, receiver)
+        (reply, answer)
     }
 }
 
 impl<T: Send + 'static> Responder<TypeConfig, T> for Reply<T> {
     fn on_complete(self, result: T) {
-        // A proposer that has gone away does not want to know.
-        let _ = self.answer.send(result);
+        self.owed.answer(result);
     }
 }
 

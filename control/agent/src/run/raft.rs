@@ -70,6 +70,7 @@ pub(super) fn consensus_config(
         bootstrap: config.bootstrap,
         transport: peers.map(|peers| Arc::new(peers) as Arc<dyn Transport>),
         timings,
+        hold: config.rpc_hold_timeout,
         snapshots,
         ..ConsensusConfig::single(&config.node_name, node_uuid, server_address)
     }
