@@ -238,9 +238,58 @@ impl Cluster for Server {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
-    use wharf_registry::consensus::ConsensusConfig;
+    use wharf_registry::{
+        command::KvCommand,
+        consensus::{ConsensusConfig, Limits},
+        model::KvEntry,
+    };
 
     use super::*;
+
+    const HOLD: Duration = Duration::from_secs(7);
+
+    fn set(value: String) -> Command {
+        Command::Kv(KvCommand::Set {
+            entry: KvEntry {
+                key: "key".into(),
+                value: value.into(),
+                ..KvEntry::default()
+            },
+        })
+    }
+
+    /// What waits for a leader is bounded, in number and in bytes; what is beyond is refused at once.
+    #[tokio::test(start_paused = true)]
+    async fn without_a_leader_no_more_is_held_than_may_be_in_flight() {
+        let address = "127.0.0.1:8300";
+        for (number, size) in [(100, 10), (20, 10_000)] {
+            let config = ConsensusConfig {
+                bootstrap: false,
+                limits: Limits {
+                    proposals_in_flight: 50,
+                    bytes_in_flight: 115_000,
+                    ..Limits::default()
+                },
+                ..ConsensusConfig::single("s1", uuid::Uuid::from_u128(1), address)
+            };
+            let consensus = Consensus::start(config).await.unwrap();
+            let server = Server::new(consensus, None, address.to_owned(), HOLD);
+            let asked = tokio::time::Instant::now();
+            let writes = (0..number).map(|_| async {
+                let outcome = server.propose(set("v".repeat(size))).await;
+                (outcome, asked.elapsed())
+            });
+            let (mut held, mut refused) = (0, 0);
+            for (outcome, after) in futures_util::future::join_all(writes).await {
+                match outcome {
+                    Err(ClusterError::NoLeader) if after >= HOLD => held += 1,
+                    Err(ClusterError::Overloaded) if after < HOLD => refused += 1,
+                    other => panic!("{other:?} after {after:?}"),
+                }
+            }
+            assert_eq!(held, number / 2, "{refused} were refused");
+        }
+    }
 
     #[tokio::test]
     async fn a_leader_that_stays_is_no_change() {
