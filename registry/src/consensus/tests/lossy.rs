@@ -114,11 +114,6 @@ impl LossyDisk {
         state.pending.clear();
         state.generation += 1;
     }
-
-    /// What is on its way never gets onto it.
-    pub(super) fn forget(&self) {
-        self.0.lock().unwrap().pending.clear();
-    }
 }
 
 impl State {

@@ -200,14 +200,6 @@ impl Cluster {
         }
     }
 
-    /// The same, and its disk has nothing that was not synced.
-    pub(super) async fn cut_power(&mut self, at: usize) {
-        if let Some(disk) = &self.machines[at].disk {
-            disk.forget();
-        }
-        self.crash(at).await;
-    }
-
     pub(super) fn runs(&self, at: usize) -> bool {
         self.machines[at].running.is_some()
     }

@@ -1,14 +1,9 @@
-//! What disks forget is a loss to clients, too. In random histories a server mostly notices first, and ends itself: its
-//! log contradicts what it is told. Here nobody is left who could notice, so the history of a key has to show it.
+//! The history of one key shows that an acknowledged write is gone, where no server is left that could notice and end itself.
 
-use wharf_tests::{
-    Chance,
-    history::{Action, contradiction},
-};
+use wharf_tests::history::{Action, contradiction};
 
 use super::{
     super::{super::lossy::Flaw, *},
-    Disks,
     clients::{Shared, key, now},
     paused,
 };
@@ -89,37 +84,4 @@ where
     });
     let (seed, wrong) = lost.expect("no client sees it");
     println!("{flaw:?} is seen in history {}: {wrong}", seed + 1);
-}
-
-/// All servers lose their power right after a write was acknowledged, and come back.
-async fn power_cut(seed: u64, flaw: Option<Flaw>) {
-    let mut cluster = Cluster::empty();
-    cluster.chance = Chance::new(seed);
-    cluster.disks = Some(Disks {
-        chance: Chance::new(seed),
-        flaw: flaw.map(|flaw| (flaw, None)),
-    });
-    let mut cluster = cluster.found(3).await;
-    let register = Register::new(&cluster);
-    register.write(&cluster, &[0, 1, 2]).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    register.write(&cluster, &[0, 1, 2]).await;
-    for at in 0..3 {
-        cluster.cut_power(at).await;
-    }
-    for at in 0..3 {
-        cluster.start(at).await;
-    }
-    register.read(&cluster).await;
-    register.judge();
-    cluster.agree_on(&[]).await;
-}
-
-#[test]
-fn an_fsync_that_is_reported_early_is_seen_by_clients() {
-    for seed in 0..5 {
-        paused(power_cut(seed, None)).unwrap();
-    }
-    let flaw = Flaw::EarlyFsync;
-    is_seen(flaw, 10, |seed| power_cut(seed, Some(flaw)));
 }
