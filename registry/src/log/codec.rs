@@ -1,4 +1,4 @@
-//! The bytes of log types, on disk and (later) on the wire.
+//! The bytes of log types, on disk and on the wire.
 //!
 //! Integers are big-endian. A payload and a membership begin with a version byte; log ids and votes
 //! are fixed in size and change only with the version of the data directory. Everything read is
