@@ -117,18 +117,7 @@ fn one_of_three_goes_on_with_a_peers_file_and_those_given_up_do_not_come_back() 
 #[test]
 fn two_of_five_go_on_with_the_same_file() {
     let site = Site::new(&["-hcl=raft_snapshot_threshold = 60"]);
-    let all: Vec<String> = (1..=5)
-        .map(|n| format!("-retry-join={}", site.server_address(n)))
-        .collect();
-    let flags: Vec<&str> = all
-        .iter()
-        .map(String::as_str)
-        .chain(["-bootstrap-expect=5"])
-        .collect();
-    let mut servers: Vec<Server> = (1..=5).map(|number| site.start(number, &flags)).collect();
-    for server in &servers {
-        server.wait_for_peers(5);
-    }
+    let mut servers = site.five();
     let load = Load::on(&servers);
     load.wait_for_writes_after(Instant::now(), 200);
     let keys = load.stop();
@@ -147,7 +136,7 @@ fn two_of_five_go_on_with_the_same_file() {
         )
         .unwrap();
     }
-    let servers = [1, 2].map(|number| site.start(number, &flags));
+    let servers = [1, 2].map(|number| site.one_of_five(number));
     for server in &servers {
         server.wait_for_peers(2);
     }
@@ -169,18 +158,7 @@ fn two_of_five_go_on_with_the_same_file() {
 #[test]
 fn of_two_survivors_with_different_ends_the_one_with_what_was_agreed_leads() {
     let site = Site::new(&[]);
-    let all: Vec<String> = (1..=5)
-        .map(|n| format!("-retry-join={}", site.server_address(n)))
-        .collect();
-    let flags: Vec<&str> = all
-        .iter()
-        .map(String::as_str)
-        .chain(["-bootstrap-expect=5"])
-        .collect();
-    let mut servers: Vec<Server> = (1..=5).map(|number| site.start(number, &flags)).collect();
-    for server in &servers {
-        server.wait_for_peers(5);
-    }
+    let mut servers = site.five();
     let former = servers.remove(leader_of(&servers));
     let ids = [&former, &servers[0]].map(|server| (server.number, id_of(&former, server.number)));
     assert!(former.put("before", b"value"));
@@ -213,7 +191,7 @@ fn of_two_survivors_with_different_ends_the_one_with_what_was_agreed_leads() {
     former.kill();
     let servers: Vec<Server> = numbers
         .iter()
-        .map(|number| site.start(*number, &flags))
+        .map(|number| site.one_of_five(*number))
         .collect();
     let leader = &servers[leader_of(&servers)];
     let keys: Vec<String> = (0..10).map(|n| format!("kept/{n}")).collect();
@@ -235,7 +213,7 @@ fn of_two_survivors_with_different_ends_the_one_with_what_was_agreed_leads() {
         )
         .unwrap();
     }
-    let servers = ids.map(|(number, _)| site.start(number, &flags));
+    let servers = ids.map(|(number, _)| site.one_of_five(number));
     for server in &servers {
         server.wait_for_peers(2);
     }

@@ -143,6 +143,24 @@ impl Site {
         let other = format!("-retry-join=127.0.0.{}", if number == 1 { 2 } else { 1 });
         self.start(number, &["-bootstrap-expect=3", &join, &other])
     }
+
+    /// Five that found a cluster together, and have a leader.
+    pub(crate) fn five(&self) -> Vec<Server> {
+        let servers: Vec<Server> = (1..=5).map(|number| self.one_of_five(number)).collect();
+        for server in &servers {
+            server.wait_for_peers(5);
+        }
+        servers
+    }
+
+    /// One of five, which knows them all; also how it is started again.
+    pub(crate) fn one_of_five(&self, number: u8) -> Server {
+        let joins = (1..=5).map(|other| format!("-retry-join={}", self.server_address(other)));
+        let joins: Vec<String> = joins.collect();
+        let joins = joins.iter().map(String::as_str);
+        let flags: Vec<&str> = joins.chain(["-bootstrap-expect=5"]).collect();
+        self.start(number, &flags)
+    }
 }
 
 impl Server {

@@ -445,16 +445,18 @@ async fn names_are_not_taken_from_the_living() {
     );
 }
 
+/// What the members are called, as this server knows them.
+fn names(consensus: &Consensus) -> BTreeSet<String> {
+    let members = consensus.members().into_iter();
+    members.map(|member| member.name).collect()
+}
+
 /// A server is started again under the name of another one.
 #[tokio::test(start_paused = true)]
 async fn nor_do_members_take_them_from_each_other() {
     let mut cluster = Cluster::founded(3).await;
     let leader = cluster.leader().await;
     let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
-    let names = |consensus: &Consensus| {
-        let members = consensus.members().into_iter();
-        members.map(|m| m.name).collect::<BTreeSet<_>>()
-    };
     let all = names(cluster.at(leader));
     let taken = cluster.machines[other].server.name.clone();
     cluster.crash(one).await;
@@ -478,10 +480,6 @@ async fn nor_does_a_leader() {
     let mut cluster = Cluster::founded(3).await;
     let leader = cluster.leader().await;
     let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
-    let names = |consensus: &Consensus| {
-        let members = consensus.members().into_iter();
-        members.map(|m| m.name).collect::<BTreeSet<_>>()
-    };
     let all = names(cluster.at(leader));
     cluster.crash(one).await;
     cluster.machines[one].server.name = cluster.machines[other].server.name.clone();
