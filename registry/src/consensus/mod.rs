@@ -27,6 +27,7 @@ mod membership;
 mod network;
 mod opened;
 mod pending;
+mod pipeline;
 mod raft;
 mod receive;
 mod receiving;

@@ -3,7 +3,10 @@
 
 use wharf_tests::Chance;
 
-use super::{super::*, paused};
+use super::{
+    super::{net::Host, *},
+    paused,
+};
 
 /// How many clients ask it.
 const READERS: usize = 8;
@@ -55,4 +58,43 @@ fn a_lease_by_a_clock_that_stands_still_is_found() {
     let found = (0..20).find_map(|seed| Some((seed, paused(stopped_leader(seed, true)).err()?)));
     let (seed, wrong) = found.expect("a clock that stands still goes unnoticed");
     println!("ClockStops is found by history {}: {wrong}", seed + 1);
+}
+
+/// It is stopped while the answers to an append are on their way, to both followers' one.
+async fn stopped_between_answers(seed: u64) {
+    let mut cluster = Cluster::empty();
+    cluster.chance = Chance::new(seed);
+    let mut cluster = cluster.found(3).await;
+    let old = cluster.leader().await;
+    let written = cluster.at(old).propose(&set("key", "old")).await;
+    assert_eq!(written, Ok(Outcome::Applied(true)));
+    cluster.net.delay(seed);
+    let Host { consensus, process } = cluster.host(old).clone();
+    let proposer = consensus.clone();
+    let _under_way = process.spawn(async move { proposer.propose(&set("other", "value")).await });
+    let before = Duration::from_millis(cluster.chance.below(120));
+    tokio::time::sleep(before).await;
+    process.stop();
+    let new = cluster.leader_but(old).await;
+    let written = cluster.at(new).propose(&set("key", "new")).await;
+    assert_eq!(written, Ok(Outcome::Applied(true)));
+    process.go_on();
+    for _ in 0..200 {
+        let server = consensus.clone();
+        let read = process.run(async move {
+            server.read_barrier(Consistency::Default).await.ok()?;
+            Some(server.registry().view().kv("key")?.value.clone())
+        });
+        let is_past = read.await.flatten().is_some_and(|value| value != "new");
+        assert!(!is_past, "a leader that was stopped serves the past");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Those it hears after it goes on are to what it sent before, and renew no lease.
+#[test]
+fn an_answer_counts_only_for_what_it_answers() {
+    for seed in 0..100 {
+        paused(stopped_between_answers(seed)).unwrap_or_else(|wrong| panic!("{seed}: {wrong}"));
+    }
 }
