@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     AutopilotConfig, ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, NodeService, Str,
+    platform::UnixNanos,
 };
 
 pub use platform::{
@@ -62,10 +63,31 @@ pub enum DeregisterTarget {
     /// The same, unless this check of the node is gone or was changed after `index`: whoever looked there, and found the
     /// node dead, may be late.
     NodeAt { check: Str, index: u64 },
+    /// The same of a member of the cluster, which is remembered as one that left.
+    Member(Departure),
+    /// What is remembered of a member that left, if that was at this time.
+    LeftMember { time: Option<UnixNanos> },
     /// The instance with this id, and its checks.
     Service(Str),
     /// The check with this id.
     Check(Str),
+}
+
+/// How a member left.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Departure {
+    /// The instance with this id is remembered with the node.
+    pub service: Str,
+    pub time: UnixNanos,
+    /// Whoever looked there, and found it gone, may be late.
+    pub unless: Option<Changed>,
+}
+
+/// This check of the node is gone, or was changed after `index`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Changed {
+    pub check: Str,
+    pub index: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -15,8 +15,8 @@ use crate::{
     },
     snapshot::{SnapshotError, SnapshotMeta, SnapshotWriter},
     state::{
-        Indexes, Instance, JobEntry, NodeEntry, PlatformIndexes, PlatformRecord, Record, Restoring,
-        ServiceEntry, State, kv::prefix_range,
+        Indexes, Instance, JobEntry, LeftMember, NodeEntry, PlatformIndexes, PlatformRecord,
+        Record, Restoring, ServiceEntry, State, kv::prefix_range,
     },
     watch::WatchKey,
 };
@@ -205,6 +205,15 @@ impl View {
     }
 
     // === servers ===
+
+    /// Who was a member of the cluster and left, as far as it is remembered, by name.
+    pub fn left_members(&self) -> impl ExactSizeIterator<Item = &Arc<LeftMember>> {
+        self.state.left.values()
+    }
+
+    pub fn left_member(&self, name: &str) -> Option<&Arc<LeftMember>> {
+        self.state.left.get(&fold_name(name))
+    }
 
     /// The settings of the autopilot; the defaults where nobody has set any.
     pub fn autopilot(&self) -> Arc<AutopilotConfig> {

@@ -9,7 +9,7 @@ use wharf_registry::{
     Command, Outcome, Registry, command::Refusal, consensus::Member, log::ServerId, watch::WatchKey,
 };
 
-use crate::{client::Client, rates::TooManyCalls, servers::Departed};
+use crate::{client::Client, rates::TooManyCalls};
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -117,11 +117,6 @@ pub trait Cluster: fmt::Debug + Send + Sync + 'static {
         BTreeSet::new()
     }
 
-    /// Who was a member lately, on a server with others.
-    fn departed(&self) -> Option<&Departed> {
-        None
-    }
-
     /// What an operator may do to the servers; `None` where there are none to speak of.
     fn operator(&self) -> Option<&dyn Operator> {
         None
@@ -216,7 +211,6 @@ pub(crate) mod testing {
         pub(crate) barriers: Mutex<Vec<Consistency>>,
         pub(crate) servers: Mutex<Vec<Member>>,
         pub(crate) out_of_reach: Mutex<BTreeSet<String>>,
-        pub(crate) departed: Departed,
         pub(crate) leaderless: std::sync::atomic::AtomicBool,
     }
 
@@ -239,7 +233,6 @@ pub(crate) mod testing {
                 barriers: Mutex::default(),
                 servers: Mutex::default(),
                 out_of_reach: Mutex::default(),
-                departed: Departed::default(),
                 leaderless: false.into(),
             }
         }
@@ -283,10 +276,6 @@ pub(crate) mod testing {
 
         fn out_of_reach(&self) -> BTreeSet<String> {
             self.out_of_reach.lock().unwrap().clone()
-        }
-
-        fn departed(&self) -> Option<&Departed> {
-            Some(&self.departed)
         }
 
         fn servers(&self) -> Vec<Member> {

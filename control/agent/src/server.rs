@@ -6,7 +6,7 @@
 
 mod leader;
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use bytes::Bytes;
 use wharf_registry::{
@@ -19,7 +19,7 @@ use wharf_registry::{
 
 use crate::{
     cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader, Operator},
-    servers::{CallError, Departed, Peers},
+    servers::{CallError, Peers},
 };
 
 /// How soon a request that is held looks again whether there is a leader, beside every change of it.
@@ -38,7 +38,6 @@ pub struct Server {
     /// `rpc_hold_timeout`).
     hold: Duration,
     address: String,
-    departed: Arc<Departed>,
 }
 
 impl fmt::Debug for Server {
@@ -64,7 +63,6 @@ impl Server {
             peers,
             hold,
             address,
-            departed: Arc::default(),
         }
     }
 
@@ -216,10 +214,6 @@ impl Cluster for Server {
 
     fn servers(&self) -> Vec<Member> {
         self.consensus.members()
-    }
-
-    fn departed(&self) -> Option<&Departed> {
-        Some(&self.departed)
     }
 
     fn out_of_reach(&self) -> BTreeSet<String> {

@@ -13,7 +13,9 @@ use wharf_tests::promises::{self, Shown};
 
 use super::*;
 use crate::{
-    command::{ConfigCommand, Deregister, DeregisterTarget, KvCommand, Register},
+    command::{
+        Changed, ConfigCommand, Departure, Deregister, DeregisterTarget, KvCommand, Register,
+    },
     model::{
         CheckStatus, ConfigEntry, ConfigEntryKind, HealthCheck, KvEntry, Node, NodeService,
         ServiceDefaults, Str,
@@ -100,6 +102,15 @@ fn check() -> impl Strategy<Value = HealthCheck> {
         })
 }
 
+fn departure() -> impl Strategy<Value = Departure> {
+    let unless = proptest::option::of((check_id(), 0u64..40));
+    (service_id(), 0i64..3, unless).prop_map(|(service, time, unless)| Departure {
+        service,
+        time,
+        unless: unless.map(|(check, index)| Changed { check, index }),
+    })
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let register = (
         node_name(),
@@ -125,6 +136,8 @@ fn command() -> impl Strategy<Value = Command> {
     let target = prop_oneof![
         Just(DeregisterTarget::Node),
         (check_id(), 0u64..40).prop_map(|(check, index)| DeregisterTarget::NodeAt { check, index }),
+        departure().prop_map(DeregisterTarget::Member),
+        proptest::option::of(0i64..3).prop_map(|time| DeregisterTarget::LeftMember { time }),
         service_id().prop_map(DeregisterTarget::Service),
         check_id().prop_map(DeregisterTarget::Check),
     ];

@@ -13,6 +13,7 @@ mod autopilot;
 mod catalog;
 mod config_entry;
 pub(crate) mod kv;
+mod left;
 pub(crate) mod platform;
 mod records;
 mod restore;
@@ -28,6 +29,7 @@ use crate::{
 };
 
 pub use catalog::{Instance, InstanceKey, NodeEntry, ServiceEntry};
+pub use left::LeftMember;
 pub use platform::{JobEntry, PlatformIndexes, PlatformRecord};
 pub use records::{Record, RecordError};
 pub use restore::Restoring;
@@ -48,6 +50,8 @@ pub struct State {
     pub(crate) tombstones: OrdMap<Str, kv::Tombstone>,
     pub(crate) config: OrdMap<(ConfigEntryKind, Str), Arc<ConfigEntry>>,
     pub(crate) platform: platform::PlatformState,
+    /// By folded name.
+    pub(crate) left: OrdMap<Str, Arc<LeftMember>>,
     /// `None` until somebody has set them.
     pub(crate) autopilot: Option<Arc<AutopilotConfig>>,
     /// The parts of a restore that have come so far.

@@ -10,7 +10,7 @@ use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Indexes, Instance, NodeEntry, Restoring, ServiceEntry, State, kv::Tombstone,
+    Indexes, Instance, LeftMember, NodeEntry, Restoring, ServiceEntry, State, kv::Tombstone,
     platform::PlatformRecord,
 };
 use crate::model::{
@@ -45,6 +45,7 @@ pub enum Record {
     Config(Arc<ConfigEntry>),
     Platform(PlatformRecord),
     Autopilot(Arc<AutopilotConfig>),
+    LeftMember(Arc<LeftMember>),
     RestorePart {
         id: Str,
         time: UnixNanos,
@@ -110,13 +111,14 @@ impl Record {
             Record::Config(_) => 30,
             Record::Platform(record) => record.table(),
             Record::Autopilot(_) => 50,
+            Record::LeftMember(_) => 51,
             Record::RestorePart { .. } => 90,
         }
     }
 
-    /// Whether it is of something under way, and not of what people keep.
+    /// Whether it is of something under way, or of this cluster's servers and agents, and not of what people keep.
     pub(crate) fn is_passing(&self) -> bool {
-        matches!(self, Record::RestorePart { .. })
+        matches!(self, Record::RestorePart { .. } | Record::LeftMember(_))
     }
 
     /// What people call the table of that number.
@@ -131,6 +133,7 @@ impl Record {
             21 => "Tombstone",
             30 => "ConfigEntry",
             50 => "Autopilot",
+            51 => "LeftMember",
             90 => "RestorePart",
             number => PlatformRecord::table_name(number),
         }
@@ -138,7 +141,7 @@ impl Record {
 
     /// Whether this binary knows the table of that number.
     pub fn knows_table(table: u8) -> bool {
-        matches!(table, 1 | 10..=13 | 20 | 21 | 30 | 40..=44 | 50 | 90)
+        matches!(table, 1 | 10..=13 | 20 | 21 | 30 | 40..=44 | 50 | 51 | 90)
     }
 }
 
@@ -215,6 +218,7 @@ impl State {
             .chain(config_rows)
             .chain(self.platform.records().map(Record::Platform))
             .chain(self.autopilot.iter().cloned().map(Record::Autopilot))
+            .chain(self.left.values().cloned().map(Record::LeftMember))
             .chain(self.restoring.iter().flat_map(Restoring::records))
     }
 
@@ -274,6 +278,9 @@ impl State {
             }
             Record::Platform(record) => self.platform.insert(record)?,
             Record::Autopilot(config) => self.autopilot = Some(config),
+            Record::LeftMember(left) => {
+                self.left.insert(fold_name(&left.node.name), left);
+            }
             Record::RestorePart { id, time, bytes } => {
                 let restoring = self
                     .restoring

@@ -140,6 +140,8 @@ impl State {
         let index = (log_index + self.offset).max(saved_at + 1);
         state.offset = index - log_index;
         state.restoring = None;
+        // What another cluster's members were is not of this one's.
+        state.left = std::mem::take(&mut self.left);
         state.indexes.applied = index;
         state.indexes.restored = index;
         *self = state;

@@ -62,14 +62,6 @@ fn dig(agent: &Server, words: &[&str]) -> Option<Vec<String>> {
     Some(text.lines().map(str::to_owned).collect())
 }
 
-fn is_member(server: &Server, name: &str, status: u64) -> bool {
-    let members = server.http.get("/v1/agent/members").json();
-    let members = members.as_array().cloned().unwrap_or_default();
-    members
-        .iter()
-        .any(|member| member["Name"] == name && member["Status"] == status)
-}
-
 /// Looks at the liveness of a node all the time, on every server that answers.
 struct Witness {
     stop: Arc<AtomicBool>,
@@ -126,7 +118,7 @@ fn a_client_agent_answers_as_a_server_does() {
     let servers = site.three();
     let agent = site.client(21, &[]);
     assert!(eventually(SOON, || servers[0].health_of("c21") == "passing"));
-    assert!(eventually(SOON, || is_member(&servers[1], "c21", 1)));
+    assert!(eventually(SOON, || servers[1].state_of("c21") == "alive"));
     let members = agent.run(&["members"]).success();
     assert_eq!(members.lines().count(), 5, "{members}");
     assert!(members.contains("client"), "{members}");
@@ -225,7 +217,7 @@ fn an_agent_that_dies_is_seen_and_comes_back_with_what_it_had() {
     agent.kill();
     assert!(eventually(PATIENCE, || servers[0].health_of("c21") == "critical"));
     println!("seen dead after {:?}", at.elapsed());
-    assert!(eventually(SOON, || is_member(&servers[0], "c21", 4)));
+    assert!(eventually(SOON, || servers[0].state_of("c21") == "failed"));
     assert!(instances(&servers[0], "web").is_empty());
 
     let agent = site.client(21, &[]);
@@ -247,6 +239,19 @@ fn an_agent_that_dies_is_seen_and_comes_back_with_what_it_had() {
     assert!(eventually(PATIENCE, || servers[0].health_of("c21") == "critical"));
     servers[0].run(&["force-leave", "c21"]).success();
     assert!(eventually(SOON, || servers[0].health_of("c21").is_empty()));
+    assert!(eventually(SOON, || servers[2].state_of("c21") == "left"));
+
+    // It is there again, and leaves by itself.
+    let mut agent = site.client(21, &[]);
+    assert!(eventually(SOON, || servers[0].state_of("c21") == "alive"));
+    agent.run(&["leave"]).success();
+    assert!(agent.process.ended(SOON).is_some());
+    assert_eq!(servers[0].health_of("c21"), "");
+    for server in &servers {
+        assert!(eventually(SOON, || server.state_of("c21") == "left"));
+    }
+    servers[1].run(&["force-leave", "-prune", "c21"]).success();
+    assert!(eventually(SOON, || servers[0].state_of("c21").is_empty()));
 }
 
 #[test]

@@ -451,6 +451,7 @@ fn a_leader_that_ends_hands_over_and_one_that_leaves_is_forgotten() {
     );
     for server in &servers {
         server.wait_for_peers(2);
+        assert!(eventually(SOON, || server.state_of(&leaving.name()) == "left"));
         assert!(eventually(SOON, || {
             let nodes = server.http.get("/v1/catalog/nodes").json();
             nodes.as_array().is_some_and(|nodes| nodes.len() == 2)
@@ -488,12 +489,22 @@ fn a_dead_server_is_forced_out_and_another_comes() {
                 .map(Vec::len)
                 == Some(2)
     }));
-    assert!(eventually(SOON, || {
-        let members = servers[0].run(&["members"]).success();
-        !members.contains(&name) && members.contains(&alive)
-    }));
-    // Once more is no mistake.
-    servers[0].run(&["force-leave", &name]).success();
+    // On every server, however often it is said.
+    for server in &servers {
+        assert!(eventually(SOON, || server.state_of(&name) == "left"));
+        assert_eq!(server.state_of(&alive), "alive");
+        server.run(&["force-leave", &name]).success();
+    }
+    let left = servers[0].run(&["members", "-status=left"]).success();
+    let row: Vec<&str> = left.lines().nth(1).unwrap().split_whitespace().collect();
+    let address = format!("127.0.0.{number}:8301");
+    assert_eq!(row[..4], [&*name, &*address, "left", "server"], "{left}");
+    servers[0].run(&["force-leave", "-prune", &name]).success();
+    for server in &servers {
+        assert!(eventually(SOON, || server.state_of(&name).is_empty()));
+    }
+    let unknown = servers[0].run(&["force-leave", "-prune", &name]).failure();
+    assert!(unknown.contains("No node found"), "{unknown}");
     let unknown = servers[0].run(&["force-leave", "nobody"]).failure();
     assert!(
         unknown.contains("No node found with name 'nobody'"),
@@ -504,6 +515,7 @@ fn a_dead_server_is_forced_out_and_another_comes() {
     let back = site.expecting(number);
     for server in servers.iter().chain([&back]) {
         server.wait_for_peers(3);
+        assert!(eventually(SOON, || server.state_of(&name) == "alive"));
     }
 
     // A fourth of another name and at another address, found by name.

@@ -258,6 +258,25 @@ impl Server {
         })
     }
 
+    /// How this agent shows a member; empty: it shows none of that name.
+    pub(crate) fn state_of(&self, name: &str) -> &'static str {
+        let members = self.http.get("/v1/agent/members").json();
+        let members = members.as_array().cloned().unwrap_or_default();
+        let mut states = members.iter().filter(|member| member["Name"] == name);
+        let state = states.next().map(|member| member["Status"].as_u64());
+        assert!(
+            states.next().is_none(),
+            "there are two of them: {members:?}"
+        );
+        match state {
+            None => "",
+            Some(Some(1)) => "alive",
+            Some(Some(3)) => "left",
+            Some(Some(4)) => "failed",
+            Some(_) => panic!("{members:?}"),
+        }
+    }
+
     fn command(&self, words: &[&str]) -> std::process::Command {
         let agent = Agent::command(self.ports, &[]);
         let mut command = std::process::Command::new(agent.get_program());

@@ -208,7 +208,10 @@ fn deregister(local: &Local, target: DeregisterTarget) -> Write {
     match &target {
         DeregisterTarget::Service(id) => settles.services.insert(id.clone()),
         DeregisterTarget::Check(id) => settles.checks.insert(id.clone()),
-        DeregisterTarget::Node | DeregisterTarget::NodeAt { .. } => false,
+        DeregisterTarget::Node
+        | DeregisterTarget::NodeAt { .. }
+        | DeregisterTarget::Member(_)
+        | DeregisterTarget::LeftMember { .. } => false,
     };
     Write {
         command: Command::Deregister(Deregister {

@@ -48,11 +48,7 @@ use wharf_proto::{
     v1::{WatchRequest, WatchResponse},
 };
 use wharf_registry::{
-    Command, Mirror, Outcome, Registry,
-    command::{Deregister, DeregisterTarget},
-    consensus::Member,
-    mirror::Topic,
-    model::Node,
+    Command, Mirror, Outcome, Registry, consensus::Member, mirror::Topic, model::Node,
     watch::WatchKey,
 };
 
@@ -60,7 +56,7 @@ use self::{connect::Connector, remembered::Remembered, topics::Topics};
 use crate::{
     cluster::{BoxFuture, Cluster, ClusterError, Consistency, Leader},
     rates::Rates,
-    servers::{MAX_MESSAGE, channel, lookup_place, root_cause},
+    servers::{MAX_MESSAGE, channel, left, lookup_place, root_cause},
 };
 
 pub(crate) use names::Names;
@@ -390,11 +386,8 @@ impl Client {
 
     /// Takes this node out of the catalog, with everything on it. An error says why it is still there.
     pub(crate) async fn leave(&self) -> Result<(), String> {
-        let command = Command::Deregister(Deregister {
-            node: self.shared.node.name.clone(),
-            target: DeregisterTarget::Node,
-        });
-        let gone = tokio::time::timeout(LEAVE_WITHIN, self.propose(command)).await;
+        let leaves = left::leave(self.shared.node.name.clone());
+        let gone = tokio::time::timeout(LEAVE_WITHIN, self.propose(leaves)).await;
         let reason = match gone {
             Ok(Ok(_)) => {
                 tracing::info!("left the cluster");

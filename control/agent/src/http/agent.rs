@@ -87,7 +87,7 @@ fn stats(context: &HttpContext) -> BTreeMap<&'static str, BTreeMap<String, Strin
     let checks = context.local.checks();
     let of_kind = |kind: &str| checks.values().filter(|check| &*check.kind == kind).count();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (members, failed) = tally(context);
+    let tally = tally(context);
     let mut stats = BTreeMap::from([
         (
             "agent",
@@ -148,8 +148,9 @@ fn stats(context: &HttpContext) -> BTreeMap<&'static str, BTreeMap<String, Strin
         (
             "serf_lan",
             section(&[
-                ("members", members.to_string()),
-                ("failed", failed.to_string()),
+                ("members", tally.members.to_string()),
+                ("failed", tally.failed.to_string()),
+                ("left", tally.left.to_string()),
             ]),
         ),
     ]);

@@ -4,7 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use wharf_registry::{View, consensus::Member, model::CheckStatus, state::NodeEntry};
+use wharf_registry::{
+    View,
+    consensus::Member,
+    model::{Node, NodeService, Str},
+    state::{LeftMember, NodeEntry},
+};
 
 use super::{
     HttpContext,
@@ -18,7 +23,8 @@ use crate::{
     authz::{Access, Resource},
     client::Client,
     context::{CONSUL_VERSION, VERSION},
-    local::{SERF_HEALTH, SERVER_SERVICE},
+    local::SERVER_SERVICE,
+    servers::left::{is_failed, is_member, is_present, is_server, left_behind},
 };
 
 /// The port that Consul gossips on. Nothing listens there: clients show it beside the address, and take
@@ -44,27 +50,14 @@ pub(crate) async fn list(context: &HttpContext, request: Request) -> Result<Resp
             "segment {segment:?} not found"
         )));
     }
-    let visible = |name: &str| request.caller.may(Resource::Node(name), Access::Read);
-    let wide = request.query.has("wan");
-    let own = visible(&context.node.name).then(|| member(context));
-    let servers = context.cluster.servers();
-    let others = other_servers(context, &servers);
-    let others = others.filter(|server| visible(&server.name));
-    let view = context.cluster.registry().view();
-    let agents = match wide {
-        true => Vec::new(),
-        false => client_agents(context, &view, &servers),
-    };
-    let agents = agents.into_iter().filter(|entry| visible(&entry.node.name));
-    let lost = Lost::of(context);
-    let rows = own
-        .into_iter()
-        .chain(others.map(|server| other_server(context, server, &lost)))
-        .chain(agents.map(|entry| client_agent(context, entry)));
-    let rows: Vec<Value> = match wide {
+    let mut rows = rows(context);
+    rows.retain(|(name, _)| request.caller.may(Resource::Node(name), Access::Read));
+    let rows = rows.into_iter().map(|(_, row)| row);
+    let rows: Vec<Value> = match request.query.has("wan") {
         // A client agent is in no wide-area pool.
         true if !context.node.server => Vec::new(),
         true => rows
+            .filter(|row| row["Tags"]["role"] == SERVER)
             .map(|row| of_wide_area(row, &context.node.datacenter))
             .collect(),
         false => rows.collect(),
@@ -73,24 +66,65 @@ pub(crate) async fn list(context: &HttpContext, request: Request) -> Result<Resp
     Ok(response::json_bytes(StatusCode::OK, bytes))
 }
 
-/// How many members there are, and how many of them have failed.
-pub(super) fn tally(context: &HttpContext) -> (usize, usize) {
+/// This agent, the other servers, the client agents, and who has left, with their names.
+fn rows(context: &HttpContext) -> Vec<(Str, Value)> {
     let servers = context.cluster.servers();
     let view = context.cluster.registry().view();
-    let agents = client_agents(context, &view, &servers);
     let lost = Lost::of(context);
-    let others = other_servers(context, &servers);
-    let others: Vec<bool> = others
-        .map(|server| lost.has_failed(server, view.node(&server.name).map(|entry| &**entry)))
-        .chain(agents.into_iter().map(is_failed))
-        .collect();
-    let failed = others.iter().filter(|failed| **failed).count();
-    // A client agent has heard of some of the others.
-    let members = match context.node.server {
-        true => others.len() + 1,
-        false => context.cluster.node_count().max(others.len() + 1),
+    let own = (context.node.name.clone(), member(context));
+    let others = other_servers(context, &servers).map(|server| {
+        let row = other_server(context, &view, server, &lost);
+        (Str::from(server.name.as_str()), row)
+    });
+    let agents = client_agents(context, &view, &servers).map(|entry| {
+        let status = if is_failed(entry) { FAILED } else { ALIVE };
+        let row = Told::of(&entry.node, None).row(context, status);
+        (entry.node.name.clone(), row)
+    });
+    // Out of the membership, and not of the catalog.
+    let between = left_behind(&servers, &view).map(|entry| {
+        let status = if is_failed(entry) { LEFT } else { ALIVE };
+        let service = entry.services.get(SERVER_SERVICE);
+        let row = Told::of(&entry.node, service.map(|service| &**service)).row(context, status);
+        (entry.node.name.clone(), row)
+    });
+    let between = between.filter(|(name, _)| !name.eq_ignore_ascii_case(&context.node.name));
+    let left = left(context, &view, &servers).map(|left| {
+        let row = Told::of(&left.node, left.service.as_deref()).row(context, LEFT);
+        (left.node.name.clone(), row)
+    });
+    std::iter::once(own)
+        .chain(others)
+        .chain(agents)
+        .chain(between)
+        .chain(left)
+        .collect()
+}
+
+/// How many members there are.
+pub(super) struct Tally {
+    /// In whatever state.
+    pub(super) members: usize,
+    pub(super) failed: usize,
+    pub(super) left: usize,
+}
+
+pub(super) fn tally(context: &HttpContext) -> Tally {
+    let rows = rows(context);
+    let in_state = |state| {
+        rows.iter()
+            .filter(|(_, row)| row["Status"] == state)
+            .count()
     };
-    (members, failed)
+    Tally {
+        // A client agent has heard of some of the others.
+        members: match context.node.server {
+            true => rows.len(),
+            false => context.cluster.node_count().max(rows.len()),
+        },
+        failed: in_state(FAILED),
+        left: in_state(LEFT),
+    }
 }
 
 fn other_servers<'a>(
@@ -100,6 +134,34 @@ fn other_servers<'a>(
     let own = &context.node.name;
     let others = servers.iter();
     others.filter(|server| !server.name.eq_ignore_ascii_case(own))
+}
+
+/// The nodes that a client agent speaks for: those whose liveness is watched, and that are no servers.
+fn client_agents<'a>(
+    context: &HttpContext,
+    view: &'a View,
+    servers: &[Member],
+) -> impl Iterator<Item = &'a NodeEntry> {
+    let own = &context.node.name;
+    view.nodes().map(|entry| &**entry).filter(move |entry| {
+        is_member(entry)
+            && !entry.services.contains_key(SERVER_SERVICE)
+            && !is_server(servers, &entry.node.name)
+            && !entry.node.name.eq_ignore_ascii_case(own)
+    })
+}
+
+/// Who has left, and is not there again.
+fn left<'a>(
+    context: &HttpContext,
+    view: &'a View,
+    servers: &[Member],
+) -> impl Iterator<Item = &'a LeftMember> {
+    let own = &context.node.name;
+    view.left_members().map(|left| &**left).filter(move |left| {
+        let name = &left.node.name;
+        !name.eq_ignore_ascii_case(own) && !is_present(servers, view, name)
+    })
 }
 
 /// A member as the pool of all datacenters has it.
@@ -142,7 +204,7 @@ pub(super) fn member(context: &HttpContext) -> Value {
     tags.insert("vsn_min", "2".into());
     tags.insert("wharf", VERSION.into());
     if node.server {
-        tags.insert("role", "consul".into());
+        tags.insert("role", SERVER.into());
         tags.insert("raft_vsn", "3".into());
         if let Some(server) = config.listen.server {
             tags.insert("port", server.port().to_string());
@@ -167,7 +229,11 @@ pub(super) fn member(context: &HttpContext) -> Value {
 
 /// Serf's states of a member.
 const ALIVE: u8 = 1;
+const LEFT: u8 = 3;
 const FAILED: u8 = 4;
+
+/// The role of a server, as the tags of a member say it.
+const SERVER: &str = "consul";
 
 fn member_json(name: &str, address: &str, tags: BTreeMap<&str, String>, status: u8) -> Value {
     json!({
@@ -185,94 +251,82 @@ fn member_json(name: &str, address: &str, tags: BTreeMap<&str, String>, status: 
     })
 }
 
+/// What is told of another member.
+struct Told<'a> {
+    name: &'a str,
+    address: &'a str,
+    id: String,
+    /// The Consul whose API it answers.
+    build: Option<&'a str>,
+    /// Of a server: the port that other servers know it by, and which wharf it is.
+    server: Option<(String, Option<&'a str>)>,
+}
+
+impl<'a> Told<'a> {
+    /// As its node says it, and the instance on it that makes it a server.
+    fn of(node: &'a Node, service: Option<&'a NodeService>) -> Told<'a> {
+        Told {
+            name: &node.name,
+            address: &node.address,
+            id: node.id.to_string(),
+            build: node.meta.get("consul-version").map(|build| &**build),
+            server: service.map(|service| (service.port.to_string(), wharf_version(service))),
+        }
+    }
+
+    fn row(&self, context: &HttpContext, status: u8) -> Value {
+        let build = self.build.unwrap_or(CONSUL_VERSION);
+        let role = if self.server.is_some() {
+            SERVER
+        } else {
+            "node"
+        };
+        let mut tags: BTreeMap<&str, String> = BTreeMap::from([
+            ("acls", "0".into()),
+            ("build", format!("{build}:")),
+            ("dc", context.node.datacenter.to_string()),
+            ("id", self.id.clone()),
+            ("role", role.into()),
+            ("segment", String::new()),
+            ("vsn", "2".into()),
+            ("vsn_max", "3".into()),
+            ("vsn_min", "2".into()),
+        ]);
+        if let Some((port, wharf)) = &self.server {
+            tags.insert("port", port.clone());
+            tags.insert("raft_vsn", "3".into());
+            if let Some(wharf) = wharf {
+                tags.insert("wharf", (*wharf).to_owned());
+            }
+        }
+        member_json(self.name, self.address, tags, status)
+    }
+}
+
+fn wharf_version(service: &NodeService) -> Option<&str> {
+    service.meta.get("wharf").map(|version| &**version)
+}
+
 /// Another server, as the membership and the catalog know it.
-fn other_server(context: &HttpContext, server: &Member, lost: &Lost) -> Value {
-    let view = context.cluster.registry().view();
-    let entry = view.node(&server.name);
+fn other_server(context: &HttpContext, view: &View, server: &Member, lost: &Lost) -> Value {
+    let entry = view.node(&server.name).map(|entry| &**entry);
     let (host, port) = server
         .address
         .rsplit_once(':')
         .unwrap_or((&server.address, ""));
-    let build = entry.and_then(|entry| entry.node.meta.get("consul-version").cloned());
-    let failed = lost.has_failed(server, entry.map(|entry| &**entry));
-    let wharf = entry
-        .and_then(|entry| entry.services.get(SERVER_SERVICE))
-        .and_then(|service| service.meta.get("wharf"));
-    let id = entry
-        .map(|entry| entry.node.id.to_string())
-        .filter(|id| !id.is_empty())
-        .unwrap_or_else(|| server.id.to_string());
-    let mut tags: BTreeMap<&str, String> = BTreeMap::from([
-        ("acls", "0".into()),
-        (
-            "build",
-            format!("{}:", build.as_deref().unwrap_or(CONSUL_VERSION)),
-        ),
-        ("dc", context.node.datacenter.to_string()),
-        ("id", id),
-        ("port", port.to_owned()),
-        ("raft_vsn", "3".into()),
-        ("role", "consul".into()),
-        ("segment", String::new()),
-        ("vsn", "2".into()),
-        ("vsn_max", "3".into()),
-        ("vsn_min", "2".into()),
-    ]);
-    if let Some(wharf) = wharf {
-        tags.insert("wharf", wharf.to_string());
-    }
-    member_json(
-        &server.name,
-        host.trim_matches(['[', ']']),
-        tags,
-        if failed { FAILED } else { ALIVE },
-    )
-}
-
-/// The nodes that a client agent speaks for: those whose liveness is watched, and that are no servers.
-fn client_agents<'a>(
-    context: &HttpContext,
-    view: &'a View,
-    servers: &[Member],
-) -> Vec<&'a NodeEntry> {
-    let own = &context.node.name;
-    let is_server = |name: &str| {
-        servers
-            .iter()
-            .any(|server| server.name.eq_ignore_ascii_case(name))
+    let service = entry.and_then(|entry| entry.services.get(SERVER_SERVICE));
+    let wharf = service.and_then(|service| wharf_version(service));
+    let known = entry.map(|entry| Told::of(&entry.node, None));
+    let id = known.as_ref().map(|known| known.id.clone());
+    let told = Told {
+        name: &server.name,
+        address: host.trim_matches(['[', ']']),
+        id: id
+            .filter(|id| !id.is_empty())
+            .unwrap_or_else(|| server.id.to_string()),
+        build: known.and_then(|known| known.build),
+        server: Some((port.to_owned(), wharf)),
     };
-    let agents = view.nodes().map(|entry| &**entry).filter(|entry| {
-        !entry.node.id.is_empty()
-            && entry.checks.contains_key(SERF_HEALTH)
-            && !entry.services.contains_key(SERVER_SERVICE)
-            && !is_server(&entry.node.name)
-            && !entry.node.name.eq_ignore_ascii_case(own)
-    });
-    agents.collect()
-}
-
-fn client_agent(context: &HttpContext, entry: &NodeEntry) -> Value {
-    let build = entry.node.meta.get("consul-version");
-    let tags: BTreeMap<&str, String> = BTreeMap::from([
-        ("acls", "0".into()),
-        (
-            "build",
-            format!("{}:", build.map_or(CONSUL_VERSION, |build| build)),
-        ),
-        ("dc", context.node.datacenter.to_string()),
-        ("id", entry.node.id.to_string()),
-        ("role", "node".into()),
-        ("segment", String::new()),
-        ("vsn", "2".into()),
-        ("vsn_max", "3".into()),
-        ("vsn_min", "2".into()),
-    ]);
-    let failed = is_failed(entry);
-    let status = if failed { FAILED } else { ALIVE };
-    member_json(&entry.node.name, &entry.node.address, tags, status)
-}
-
-pub(super) fn is_failed(entry: &NodeEntry) -> bool {
-    let check = entry.checks.get(SERF_HEALTH);
-    check.is_some_and(|check| check.status == CheckStatus::Critical)
+    let failed = lost.has_failed(server, entry);
+    told.row(context, if failed { FAILED } else { ALIVE })
 }

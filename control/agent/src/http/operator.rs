@@ -3,25 +3,19 @@
 use http::StatusCode;
 use serde::Serialize;
 use uuid::Uuid;
-use wharf_registry::{
-    Command,
-    command::{Deregister, DeregisterTarget},
-    consensus::Member,
-    log::ServerId,
-};
+use wharf_registry::{consensus::Member, log::ServerId};
 
 use super::{
     HttpContext,
     blocking::check_datacenter,
     error::HttpError,
-    members::is_failed,
     request::Request,
     response::{self, Response},
 };
 use crate::{
     authz::{Access, Resource},
     cluster::Operator,
-    local::SERF_HEALTH,
+    servers::left,
 };
 
 #[derive(Debug, Serialize)]
@@ -193,7 +187,7 @@ pub(crate) async fn join(context: &HttpContext, request: Request) -> Result<Resp
 }
 
 /// `/v1/agent/force-leave/<node>`: takes a server that is dead out of the cluster, and the node of an agent that is dead
-/// out of the catalog. One that is alive stays, as it does with Consul, and for one that has left nothing is to be done.
+/// out of the catalog; with `prune` out of the list of members too, also who has left before. One that is alive stays.
 pub(crate) async fn force_leave(
     context: &HttpContext,
     request: Request,
@@ -203,37 +197,30 @@ pub(crate) async fn force_leave(
     let no_such = || HttpError::not_found(format!("agent: No node found with name '{name}'"));
     let operator = context.cluster.operator().ok_or_else(no_such)?;
     let (members, _) = operator.configuration().await?;
-    let member = members
-        .into_iter()
-        .find(|member| member.name.eq_ignore_ascii_case(name));
-    let Some(member) = member else {
-        return force_agent_out(context, name).await;
+    let mut members = members.into_iter();
+    let member = members.find(|member| member.name.eq_ignore_ascii_case(name));
+    let view = context.cluster.registry().view();
+    let entry = view.node(name).filter(|entry| left::is_member(entry));
+    let left = view.left_member(name);
+    let is_alive = match (&member, entry) {
+        (Some(member), _) => member.is_alive(),
+        (None, Some(entry)) => !left::is_failed(entry),
+        (None, None) if left.is_some() => false,
+        (None, None) => return Err(no_such()),
     };
-    if !member.is_alive() {
+    if is_alive {
+        return Ok(response::empty(StatusCode::OK));
+    }
+    if let Some(member) = &member {
         operator.remove(member.id).await?;
     }
-    Ok(response::empty(StatusCode::OK))
-}
-
-async fn force_agent_out(context: &HttpContext, name: &str) -> Result<Response, HttpError> {
-    let view = context.cluster.registry().view();
-    let entry = view
-        .node(name)
-        .filter(|entry| entry.checks.contains_key(SERF_HEALTH));
-    let Some(entry) = entry else {
-        let departed = context.cluster.departed();
-        return match departed.is_some_and(|departed| departed.knows(name)) {
-            true => Ok(response::empty(StatusCode::OK)),
-            false => Err(HttpError::not_found(format!(
-                "agent: No node found with name '{name}'"
-            ))),
-        };
+    let commands = match entry {
+        _ if request.query.has("prune") => left::prune(name),
+        Some(entry) if left::is_failed(entry) => vec![left::take_out(entry)],
+        // The node of a server that is dead says so soon, and goes then.
+        _ => Vec::new(),
     };
-    if is_failed(entry) {
-        let command = Command::Deregister(Deregister {
-            node: entry.node.name.clone(),
-            target: DeregisterTarget::Node,
-        });
+    for command in commands {
         context.cluster.write(command).await?;
     }
     Ok(response::empty(StatusCode::OK))

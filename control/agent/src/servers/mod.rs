@@ -5,7 +5,7 @@
 //! client         the transport of the consensus, and what this server's own clients want of the leader
 //! intake         what is held of messages that have not come whole, bounded
 //! service        the same from the other side: envelope -> message -> consensus
-//! departed       who was a member lately
+//! left           who was a member and left
 //! presence       the leader says in the catalog which servers are alive
 //! agents         what client agents ask of this server, and who says which of them are alive
 //! ```
@@ -16,9 +16,9 @@
 pub(crate) mod agents;
 mod client;
 mod complaints;
-mod departed;
 mod intake;
 mod introduction;
+pub(crate) mod left;
 mod parts;
 mod presence;
 mod service;
@@ -40,7 +40,6 @@ use crate::{
 pub(crate) use agents::LEASE;
 pub(crate) use client::{CallError, Peers, channel, enveloped, is_connect_error, root_cause};
 pub(crate) use complaints::Complaints;
-pub(crate) use departed::Departed;
 pub(crate) use introduction::{lookup, lookup_place};
 pub(crate) use presence::watch_over_servers;
 pub(crate) use wire::{read_leader, read_member};

@@ -10,14 +10,17 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wharf_registry::{
     Command, View,
-    command::{Deregister, DeregisterTarget, Register},
+    command::Register,
     consensus::{Consensus, Member},
-    model::{CheckStatus, Str},
+    model::Str,
+    state::NodeEntry,
 };
 
+use super::left::{self, is_failed, left_behind};
 use crate::{
     cluster::Cluster,
-    local::{SERF_HEALTH, SERVER_SERVICE, serf_health},
+    local::{SERF_HEALTH, serf_health},
+    platform::unix_now,
 };
 
 const TICK: Duration = Duration::from_secs(1);
@@ -42,15 +45,6 @@ pub(crate) async fn watch_over_servers(
             _ = ticks.tick() => {}
             () = stop.cancelled() => return,
         }
-        if let Some(departed) = cluster.departed() {
-            let members = consensus.members().into_iter().map(|member| member.name);
-            let view = cluster.registry().view();
-            let agents = view.nodes().filter(|entry| {
-                !entry.node.id.is_empty() && entry.checks.contains_key(SERF_HEALTH)
-            });
-            let agents = agents.map(|entry| entry.node.name.to_string());
-            departed.look(Instant::now(), members.chain(agents));
-        }
         if !consensus.is_leader() {
             leading_since = None;
             gone.clear();
@@ -60,21 +54,20 @@ pub(crate) async fn watch_over_servers(
         let settled = now - *leading_since.get_or_insert(now) >= GRACE;
         let members = consensus.members();
         let view = cluster.registry().view();
-        let left = left_behind(&members, &view);
-        gone.retain(|node, _| left.contains(node));
+        let left_behind: Vec<&NodeEntry> = left_behind(&members, &view).collect();
+        gone.retain(|node, _| left_behind.iter().any(|entry| entry.node.name == *node));
         let mut commands = match settled {
             true => corrections(&members, &view),
             false => Vec::new(),
         };
-        for node in left {
+        commands.extend(left::over(&members, &view, unix_now()));
+        for entry in left_behind {
+            let node = &entry.node.name;
             let looks = gone.entry(node.clone()).or_default();
             *looks += 1;
-            if (settled && *looks >= GONE_AFTER) || is_over(&view, &node) {
+            if (settled && *looks >= GONE_AFTER) || is_failed(entry) {
                 tracing::info!(%node, "a server that left is taken out of the catalog");
-                commands.push(Command::Deregister(Deregister {
-                    node,
-                    target: DeregisterTarget::Node,
-                }));
+                commands.push(left::take_out(entry));
             }
         }
         drop(view);
@@ -109,30 +102,6 @@ fn corrections(members: &[Member], view: &View) -> Vec<Command> {
     wrong.collect()
 }
 
-/// The nodes that say that they are servers, and are none of ours.
-fn left_behind(members: &[Member], view: &View) -> Vec<Str> {
-    let nodes = view.nodes().filter(|entry| {
-        entry
-            .services
-            .get(SERVER_SERVICE)
-            .is_some_and(|service| *service.name == *SERVER_SERVICE)
-            && entry.checks.contains_key(SERF_HEALTH)
-            && !members
-                .iter()
-                .any(|member| member.name.eq_ignore_ascii_case(&entry.node.name))
-    });
-    nodes.map(|entry| entry.node.name.clone()).collect()
-}
-
-/// Whether the node of a server that is in no membership is known to be dead: it said that it leaves, or was taken out
-/// because of it.
-fn is_over(view: &View, node: &str) -> bool {
-    view.node(node).is_some_and(|entry| {
-        let check = entry.checks.get(SERF_HEALTH);
-        check.is_some_and(|check| check.status == CheckStatus::Critical)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -140,10 +109,11 @@ mod tests {
         Committed, Replica,
         consensus::DiskState,
         log::ServerId,
-        model::{Node, NodeService},
+        model::{CheckStatus, Node, NodeService},
     };
 
     use super::*;
+    use crate::local::SERVER_SERVICE;
 
     fn server(name: &str) -> Command {
         Command::Register(Box::new(Register {
@@ -239,9 +209,11 @@ mod tests {
         apply(&mut replica, vec![server("a"), server("b"), plain]);
         let view = replica.registry().view();
         let members = [member("a", Some(0))];
-        assert_eq!(left_behind(&members, &view), [Str::from("b")]);
+        let left_behind = left_behind(&members, &view);
+        let names = left_behind.map(|entry| entry.node.name.clone());
+        assert_eq!(names.collect::<Vec<_>>(), [Str::from("b")]);
         // Nobody waits for one that said that it leaves.
-        assert!(!is_over(&view, "b"));
+        assert!(!is_failed(view.node("b").unwrap()));
         let leaving = Command::Register(Box::new(Register {
             node: (*view.node("b").unwrap().node).clone(),
             skip_node_update: true,
@@ -250,6 +222,6 @@ mod tests {
         }));
         apply(&mut replica, vec![leaving]);
         let view = replica.registry().view();
-        assert!(is_over(&view, "b"));
+        assert!(is_failed(view.node("b").unwrap()));
     }
 }

@@ -78,14 +78,14 @@ pub(super) async fn join(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<
 }
 
 pub(super) fn force_leave_command() -> Command {
-    client_command("force-leave", "Take a server that is dead out of the cluster")
+    client_command("force-leave", "Take a member that is dead out of the cluster")
         .args([
             argument("NODE").required(true),
-            switch("prune", "Remove it from the list of members too, as is always done here"),
+            switch("prune", "Take it out of the list of members too; otherwise it is shown as left for a day"),
         ])
         .long_about(
-            "NODE is the name of a server that is gone for good. The rest of the servers has to have a live\n\
-             majority without it. A server that is alive stays.",
+            "NODE is the name of a server or an agent that is gone for good. The rest of the servers has to have a\n\
+             live majority without it. Who is alive stays.",
         )
         .after_help("  $ wharf force-leave s3")
 }

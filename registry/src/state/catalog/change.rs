@@ -232,12 +232,14 @@ impl State {
                     self.remove_node(index, &key, touched);
                 }
             }
+            DeregisterTarget::Member(departure) => self.depart(index, &key, departure, touched),
+            DeregisterTarget::LeftMember { time } => self.forget(&key, *time),
             DeregisterTarget::Service(id) => self.remove_service(index, &key, id, touched),
             DeregisterTarget::Check(id) => self.remove_check(index, &key, id, touched),
         }
     }
 
-    fn remove_node(&mut self, index: u64, key: &Str, touched: &mut Touched) {
+    pub(in crate::state) fn remove_node(&mut self, index: u64, key: &Str, touched: &mut Touched) {
         let Some(entry) = self.nodes.remove(key) else {
             return;
         };

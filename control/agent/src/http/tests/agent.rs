@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use wharf_registry::{consensus::Member, log::ServerId};
 
 use super::*;
+use crate::servers::left;
 
 #[tokio::test]
 async fn services_and_checks_of_the_agent() {
@@ -249,7 +250,7 @@ async fn members_are_shown_as_far_as_they_are_known() {
     assert_eq!(rows[0]["Tags"]["wharf"], crate::context::VERSION);
     assert_eq!(rows[1]["Tags"]["wharf"], "0.9.9");
     let stats = api.get("/v1/agent/self").await.json()["Stats"]["serf_lan"].clone();
-    assert_eq!(stats, json!({"members": "2", "failed": "0"}));
+    assert_eq!(stats, json!({"members": "2", "failed": "0", "left": "0"}));
     let (shown, _) = members("?wan=1").await;
     assert_eq!(shown, ["test.dc1:8302 1", "s2.dc1:8302 1"]);
     let reply = api.get("/v1/agent/members?segment=abc").await;
@@ -268,7 +269,66 @@ async fn members_are_shown_as_far_as_they_are_known() {
         .insert("10.0.0.2:8300".into());
     assert_eq!(members("").await.0[1], "s2:8301 4");
     let stats = api.get("/v1/agent/self").await.json()["Stats"]["serf_lan"].clone();
-    assert_eq!(stats, json!({"members": "2", "failed": "1"}));
+    assert_eq!(stats, json!({"members": "2", "failed": "1", "left": "0"}));
+}
+
+#[tokio::test]
+async fn who_left_is_shown_as_it_was_until_it_is_back() {
+    let api = Api::start().await;
+    let node = |name: &str, status: &str, service: serde_json::Value| {
+        json!({
+            "Node": name, "ID": format!("22222222-2222-3333-4444-{name:0>12}"),
+            "Address": "10.0.0.2", "NodeMeta": {"consul-version": "1.2.3"}, "Service": service,
+            "Check": {"CheckID": "serfHealth", "Name": "Serf Health Status", "Status": status},
+        })
+    };
+    let server = json!({
+        "ID": "consul", "Service": "consul", "Port": 8300, "Meta": {"wharf": "0.9.9"}
+    });
+    let register = async |node: serde_json::Value| {
+        let reply = api.put("/v1/catalog/register", &node.to_string()).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    };
+    register(node("a1", "passing", json!(null))).await;
+    register(node("s2", "passing", server.clone())).await;
+    for name in ["a1", "s2"] {
+        let cluster: Arc<dyn Cluster> = api.cluster.clone();
+        cluster.write(left::leave(name.into())).await.unwrap();
+    }
+    // A server that said that it leaves and is still in the catalog, and one that is let in only now.
+    register(node("s3", "critical", server.clone())).await;
+    register(node("s4", "passing", server)).await;
+    let members = async |query: &str| {
+        let rows = api.get(&format!("/v1/agent/members{query}")).await.json();
+        let rows = rows.as_array().unwrap().iter().map(|row| {
+            let tags = &row["Tags"];
+            let [name, role, port, build] =
+                [&row["Name"], &tags["role"], &tags["port"], &tags["build"]]
+                    .map(|value| value.as_str().unwrap_or("-").to_owned());
+            format!("{name} {} {role} {port} {build}", row["Status"])
+        });
+        rows.skip(1).collect::<Vec<String>>()
+    };
+    assert_eq!(
+        members("").await,
+        [
+            "s3 3 consul 8300 1.2.3:",
+            "s4 1 consul 8300 1.2.3:",
+            "a1 3 node - 1.2.3:",
+            "s2 3 consul 8300 1.2.3:",
+        ]
+    );
+    assert_eq!(
+        members("?filter=Status==3%20or%20Name==test").await.len(),
+        3
+    );
+    assert_eq!(members("?wan=1").await.len(), 3, "of servers only");
+    let stats = api.get("/v1/agent/self").await.json()["Stats"]["serf_lan"].clone();
+    assert_eq!(stats, json!({"members": "5", "failed": "0", "left": "3"}));
+    register(node("a1", "critical", json!(null))).await;
+    let now = members("").await;
+    assert!(now.contains(&"a1 4 node - 1.2.3:".to_owned()), "{now:?}");
+    assert_eq!(now.len(), 4, "it is shown once");
 }
 
 #[tokio::test]
