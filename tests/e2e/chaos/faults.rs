@@ -124,7 +124,7 @@ impl Fault {
             Fault::OneWay => others(any).for_each(|other| lab.deafen(any, other)),
             Fault::Bridge => lab.part(any, any % SERVERS + 1),
             Fault::Split => struck.away = split(lab, chance),
-            Fault::Loss => everybody().for_each(|number| lab.lose(number, 20)),
+            Fault::Loss => everybody().for_each(|number| lab.lose(number, everybody(), 20)),
             Fault::KillAgent => lab.kill(agent),
             Fault::EndAgent => lab.terminate(agent),
             Fault::PauseAgent => lab.pause(agent),

@@ -224,9 +224,9 @@ impl Lab {
         self.deafen(other, one);
     }
 
-    /// Of what comes from others, so many packets in a hundred are lost.
-    pub(super) fn lose(&self, number: usize, percent: u32) {
-        for other in everybody().filter(|other| *other != number) {
+    /// Of what comes from these others, so many packets in a hundred are lost.
+    pub(super) fn lose(&self, number: usize, others: impl Iterator<Item = usize>, percent: u32) {
+        for other in others.filter(|other| *other != number) {
             let from = address(other);
             let rule = format!(
                 "add rule inet lab in ip saddr {from} numgen random mod 100 < {percent} drop"

@@ -30,7 +30,7 @@ use wharf_tests::{
 use self::{
     clients::{Histories, Ledger, Registered, service_of},
     faults::{Fault, any_agent, any_fault, take_away, undo},
-    lab::{AGENTS, Lab, agents, everybody, name, servers},
+    lab::{AGENTS, Lab, agents, everybody, is_server, name, servers},
     liveness::{Liveness, status_of},
 };
 
@@ -342,6 +342,71 @@ fn whatever_happens_all_promises_are_kept() {
             lab.output()
         );
         assert_linearizable(&memory, seed);
+    });
+}
+
+/// Packets between agents and servers get lost: connections stall for seconds, and agents leave their servers. None of them
+/// may be taken for dead, but the one that is killed.
+///
+/// ```text
+/// WHARF_CHAOS_SECONDS=1800 cargo test -p wharf-tests --test e2e -- --exact chaos::lost_packets_kill_nobody --nocapture
+/// ```
+#[test]
+fn lost_packets_kill_nobody() {
+    in_network(|| {
+        let Some(mut lab) = Lab::new() else {
+            return;
+        };
+        let (seed, duration) = (chaos_seed(), chaos_duration(15));
+        println!("WHARF_CHAOS_SEED={seed} for {duration:?}");
+        everybody().for_each(|number| lab.start(number));
+        let passing = |agent| status_of(lab.http(1), agent).as_deref() == Some("passing");
+        let there = eventually(SOON, || agents().all(passing));
+        assert!(there, "{}", lab.output());
+        let mut chance = Chance::new(seed);
+        for number in everybody() {
+            let percent = 20 + u32::try_from(chance.below(11)).unwrap();
+            println!("{} loses {percent} % of what comes", name(number));
+            // Not between servers: no leader would lead for as long as it takes to find somebody dead.
+            match is_server(number) {
+                true => lab.lose(number, agents(), percent),
+                false => lab.lose(number, servers(), percent),
+            }
+        }
+        let (liveness, began) = (Liveness::default(), Instant::now());
+        let (stop, network) = (AtomicBool::new(false), Network::current());
+        thread::scope(|scope| {
+            let (liveness, stop, network) = (&liveness, &stop, &network);
+            for server in servers() {
+                let http = lab.http(server);
+                inside(scope, network, move || liveness.look(server, http, stop));
+            }
+            let _stop = StopOnDrop(stop);
+            thread::sleep(duration);
+            let agent = any_agent(&mut chance);
+            liveness.goes(agent);
+            let killed = Instant::now();
+            lab.kill(agent);
+            let dead = eventually(SEEN_WITHIN, || {
+                let status = |server| status_of(lab.http(server), agent);
+                servers().any(|server| status(server).as_deref() == Some("critical"))
+            });
+            assert!(
+                dead,
+                "{} is gone, and counts as alive\n{}",
+                name(agent),
+                lab.output()
+            );
+            println!("a kill was seen after {:?}", killed.elapsed());
+        });
+        println!("{} looks at the agents", liveness.count());
+        let mistakes = liveness.mistakes(began);
+        assert!(
+            mistakes.is_empty(),
+            "seed {seed}: taken for dead without being away:\n{}\n{}",
+            mistakes.join("\n"),
+            lab.output()
+        );
     });
 }
 
