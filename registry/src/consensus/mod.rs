@@ -56,7 +56,6 @@ use openraft::{
     errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError},
 };
 use tokio::task::JoinHandle;
-use uuid::Uuid;
 
 use self::{
     admission::{Admission, Permit, Refused},
@@ -148,7 +147,7 @@ struct Inner {
 /// The server that leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
-    pub node_uuid: Uuid,
+    pub id: ServerId,
     pub name: String,
     pub address: String,
 }
@@ -400,7 +399,7 @@ impl Consensus {
     }
 
     pub fn is_leader(&self) -> bool {
-        is(&self.inner.leader.borrow(), self.inner.id.0)
+        is(&self.inner.leader.borrow(), self.inner.id)
     }
 
     /// Tells of every change of leader, its loss included.
@@ -518,7 +517,7 @@ impl Inner {
     /// Waits for a turn as long as this server leads. Without one nothing was done.
     async fn in_turn(&self, place: Place) -> Result<Turn, ProposeError> {
         let mut leader = self.leader.clone();
-        let own = self.id.0;
+        let own = self.id;
         let deposed = leader.wait_for(|leader| !is(leader, own));
         tokio::select! {
             biased;
@@ -596,10 +595,8 @@ pub struct Waiting {
     _permit: Permit,
 }
 
-fn is(leader: &Option<Leader>, server: Uuid) -> bool {
-    leader
-        .as_ref()
-        .is_some_and(|leader| leader.node_uuid == server)
+fn is(leader: &Option<Leader>, server: ServerId) -> bool {
+    leader.as_ref().is_some_and(|leader| leader.id == server)
 }
 
 fn admit(admission: &Arc<Admission>, size: usize) -> Result<Permit, ProposeError> {
@@ -621,7 +618,7 @@ fn count_refusal(reason: &'static str) {
 
 fn leader(id: ServerId, server: Server) -> Leader {
     Leader {
-        node_uuid: id.0,
+        id,
         name: server.name,
         address: server.address,
     }

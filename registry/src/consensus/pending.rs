@@ -154,12 +154,13 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::log::ServerId;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn some_leader() -> Option<Leader> {
         Some(Leader {
-            node_uuid: Uuid::from_u128(1),
+            id: ServerId(Uuid::from_u128(1)),
             name: "s1".to_owned(),
             address: "a1".to_owned(),
         })

@@ -47,8 +47,6 @@ const MAX_ENTRIES: usize = 16_384;
 /// Why a message of another server was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
-    #[error(transparent)]
-    Misdirected(#[from] Misdirected),
     #[error("malformed message: {0}")]
     Malformed(&'static str),
     #[error("another snapshot is being received")]

@@ -143,7 +143,7 @@ impl Supervisor {
 
     /// Whether the leader was heard lately, or this server, being the leader, by a quorum.
     fn is_in_touch(&mut self, leader: &Leader) -> bool {
-        if leader.node_uuid != self.touch.own.0 {
+        if leader.id != self.touch.own {
             self.leading_since = None;
             let silence = self.touch.contact.silence();
             return self

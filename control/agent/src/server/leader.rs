@@ -81,7 +81,7 @@ impl Server {
         let envelope = consensus::Envelope {
             cluster,
             from: self.consensus.id(),
-            to: ServerId(leader.node_uuid),
+            to: leader.id,
         };
         Ok((peers, enveloped(&envelope, message)))
     }

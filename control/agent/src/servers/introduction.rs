@@ -373,7 +373,7 @@ impl Introductions {
         let envelope = Envelope {
             cluster,
             from: own,
-            to: ServerId(leader.node_uuid),
+            to: leader.id,
         };
         let request = proto::JoinRequest {
             server: Some(wire::write_server(own, &self.about.server)),
@@ -410,7 +410,7 @@ impl Introductions {
         });
         let leader = self.consensus.leader();
         // A leader does it by itself.
-        if let Some(leader) = leader.as_ref().filter(|leader| leader.node_uuid != own.0)
+        if let Some(leader) = leader.as_ref().filter(|leader| leader.id != own)
             && moved
         {
             self.join(leader, cluster).await;

@@ -117,7 +117,6 @@ impl Service {
 
 fn receive_status(error: ReceiveError) -> Status {
     match error {
-        ReceiveError::Misdirected(error) => Status::failed_precondition(error.to_string()),
         ReceiveError::Malformed(_) => Status::invalid_argument(error.to_string()),
         ReceiveError::DiskFull => wire::disk_full(error.to_string()),
         ReceiveError::Busy => Status::resource_exhausted(error.to_string()),

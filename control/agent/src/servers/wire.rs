@@ -114,7 +114,7 @@ pub(crate) fn read_server(server: Option<proto::Server>) -> Read<(ServerId, Serv
 
 pub(super) fn write_leader(leader: Leader) -> proto::Server {
     proto::Server {
-        id: write_id(leader.node_uuid),
+        id: write_id(leader.id.0),
         name: leader.name,
         address: leader.address,
     }
@@ -122,11 +122,7 @@ pub(super) fn write_leader(leader: Leader) -> proto::Server {
 
 pub(crate) fn read_leader(leader: Option<proto::Server>) -> Read<Leader> {
     let (id, Server { name, address }) = read_server(leader)?;
-    Ok(Leader {
-        node_uuid: id.0,
-        name,
-        address,
-    })
+    Ok(Leader { id, name, address })
 }
 
 pub(super) fn write_member(member: Member) -> proto::Member {

@@ -77,11 +77,7 @@ async fn give(
 ) -> Result<Leader, MembershipError> {
     let asked = raft.trigger().transfer_leader(heir).await;
     asked.map_err(|_| MembershipError::ShuttingDown)?;
-    let taken = changes.wait_for(|leader| {
-        leader
-            .as_ref()
-            .is_some_and(|leader| leader.node_uuid != own.0)
-    });
+    let taken = changes.wait_for(|leader| leader.as_ref().is_some_and(|leader| leader.id != own));
     match tokio::time::timeout(HAND_OVER_WITHIN, taken).await {
         Ok(Ok(leader)) => leader.clone().ok_or(MembershipError::OutcomeUnknown),
         Ok(Err(_)) => Err(MembershipError::ShuttingDown),

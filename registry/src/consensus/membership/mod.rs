@@ -209,12 +209,7 @@ impl Consensus {
         let mut disks = self.inner.peer_disks.lately(ALIVE);
         disks.insert(self.inner.id, self.inner.disk.state());
         let healths = self.inner.healths.borrow().all.clone();
-        let current_leader = self
-            .inner
-            .leader
-            .borrow()
-            .as_ref()
-            .map(|leader| leader.node_uuid);
+        let current_leader = self.inner.leader.borrow().as_ref().map(|leader| leader.id);
         let members = situation
             .membership
             .servers
@@ -224,7 +219,7 @@ impl Consensus {
                 name: server.name.clone(),
                 address: server.address.clone(),
                 voter: situation.is_voter(id),
-                leader: current_leader == Some(id.0),
+                leader: current_leader == Some(*id),
                 replicated: situation.replicated.get(id).copied(),
                 heard: situation.heard.get(id).copied(),
                 disk: match situation.leading {
@@ -302,7 +297,7 @@ impl Consensus {
 
     fn expect_leader(&self) -> Result<Leader, MembershipError> {
         let leader = self.leader().ok_or(MembershipError::NoLeader)?;
-        match leader.node_uuid == self.inner.id.0 {
+        match leader.id == self.inner.id {
             true => Ok(leader),
             false => Err(MembershipError::NotLeader { leader }),
         }
@@ -334,7 +329,7 @@ impl Consensus {
                 Failed::Busy => return Err(MembershipError::Busy),
                 Failed::NotLeader => {
                     return Err(match self.leader() {
-                        Some(leader) if leader.node_uuid != inner.id.0 => {
+                        Some(leader) if leader.id != inner.id => {
                             MembershipError::NotLeader { leader }
                         }
                         _ => MembershipError::NoLeader,

@@ -9,6 +9,8 @@ pub(super) mod watch;
 
 use std::time::Instant;
 
+use uuid::Uuid;
+
 use super::{disk::Space, *};
 use crate::{
     command::KvCommand,

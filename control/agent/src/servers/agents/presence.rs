@@ -17,7 +17,6 @@ use wharf_registry::{
     Command, View,
     command::Register,
     consensus::{Consensus, Envelope},
-    log::ServerId,
     model::{CheckStatus, Node},
 };
 
@@ -298,7 +297,7 @@ async fn report(
     let envelope = Envelope {
         cluster,
         from: consensus.id(),
-        to: ServerId(leader.node_uuid),
+        to: leader.id,
     };
     let request = proto::ReportRequest {
         sightings: sightings.iter().map(write_sighting).collect(),

@@ -133,5 +133,5 @@ pub(super) fn led_by(cluster: ClusterId, own: ServerId, met: &[Met]) -> Option<L
         .iter()
         .filter(|met| met.founded && met.cluster == Some(cluster));
     let mut leaders = same.filter_map(|met| met.leader.clone());
-    leaders.find(|leader| leader.node_uuid != own.0)
+    leaders.find(|leader| leader.id != own)
 }

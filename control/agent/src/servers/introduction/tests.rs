@@ -63,7 +63,7 @@ fn founded(number: u128, of: u128) -> Met {
 
 fn leader(number: u128) -> Leader {
     Leader {
-        node_uuid: id(number).0,
+        id: id(number),
         name: server(number).name,
         address: server(number).address,
     }

@@ -274,22 +274,24 @@ impl Net {
         let net = self.clone();
         let served = host.process.clone().spawn(async move {
             if !net.arrives(from, to).await {
-                return Ok(None);
+                return None;
             }
-            host.consensus.check_envelope(&envelope)?;
+            if let Err(error) = host.consensus.check_envelope(&envelope) {
+                return Some(Err(error));
+            }
             net.note(|| format!("{what} {from} {to} {vote:?}"));
-            serve(host).await.map(Some)
+            Some(Ok(serve(host).await))
         });
         let answer = match served.await {
-            Ok(Ok(Some(answer))) => answer,
-            Ok(Ok(None)) => return Err(unreachable("cut off")),
-            Ok(Err(ReceiveError::Misdirected(error))) => {
+            Ok(Some(Ok(Ok(answer)))) => answer,
+            Ok(Some(Ok(Err(error)))) => return Err(broken(error.to_string())),
+            Ok(Some(Err(error))) => {
                 return Err(TransportError::Refused {
                     address,
                     reason: error.to_string(),
                 });
             }
-            Ok(Err(error)) => return Err(broken(error.to_string())),
+            Ok(None) => return Err(unreachable("cut off")),
             Err(_) => return Err(broken("the server is gone".to_owned())),
         };
         match self.arrives(to, from).await {
