@@ -1,13 +1,16 @@
 //! `/v1/agent/members`: the agents of the datacenter, in the form that Consul shows the members of its gossip pool.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use http::StatusCode;
 use serde_json::{Value, json};
 use wharf_registry::{
     View,
     consensus::Member,
-    model::{Node, NodeService, Str},
+    model::{Node, NodeService},
     state::{LeftMember, NodeEntry},
 };
 
@@ -50,55 +53,27 @@ pub(crate) async fn list(context: &HttpContext, request: Request) -> Result<Resp
             "segment {segment:?} not found"
         )));
     }
-    let mut rows = rows(context);
-    rows.retain(|(name, _)| request.caller.may(Resource::Node(name), Access::Read));
-    let rows = rows.into_iter().map(|(_, row)| row);
-    let rows: Vec<Value> = match request.query.has("wan") {
-        // A client agent is in no wide-area pool.
+    let wide = request.query.has("wan");
+    let visible = |name: &str| request.caller.may(Resource::Node(name), Access::Read);
+    let own = visible(&context.node.name).then(|| member(context));
+    let servers = context.cluster.servers();
+    let view = context.cluster.registry().view();
+    let others = others(context, &servers, &view);
+    // A client agent is in no wide-area pool.
+    let others =
+        others.filter(|(other, _)| visible(other.name) && (!wide || other.server.is_some()));
+    let rows = own
+        .into_iter()
+        .chain(others.map(|(other, status)| other.row(context, status)));
+    let rows: Vec<Value> = match wide {
         true if !context.node.server => Vec::new(),
         true => rows
-            .filter(|row| row["Tags"]["role"] == SERVER)
             .map(|row| of_wide_area(row, &context.node.datacenter))
             .collect(),
         false => rows.collect(),
     };
     let bytes = filter.encode(&rows, context.pretty(&request))?;
     Ok(response::json_bytes(StatusCode::OK, bytes))
-}
-
-/// This agent, the other servers, the client agents, and who has left, with their names.
-fn rows(context: &HttpContext) -> Vec<(Str, Value)> {
-    let servers = context.cluster.servers();
-    let view = context.cluster.registry().view();
-    let lost = Lost::of(context);
-    let own = (context.node.name.clone(), member(context));
-    let others = other_servers(context, &servers).map(|server| {
-        let row = other_server(context, &view, server, &lost);
-        (Str::from(server.name.as_str()), row)
-    });
-    let agents = client_agents(context, &view, &servers).map(|entry| {
-        let status = if is_failed(entry) { FAILED } else { ALIVE };
-        let row = Told::of(&entry.node, None).row(context, status);
-        (entry.node.name.clone(), row)
-    });
-    // Out of the membership, and not of the catalog.
-    let between = left_behind(&servers, &view).map(|entry| {
-        let status = if is_failed(entry) { LEFT } else { ALIVE };
-        let service = entry.services.get(SERVER_SERVICE);
-        let row = Told::of(&entry.node, service.map(|service| &**service)).row(context, status);
-        (entry.node.name.clone(), row)
-    });
-    let between = between.filter(|(name, _)| !name.eq_ignore_ascii_case(&context.node.name));
-    let left = left(context, &view, &servers).map(|left| {
-        let row = Told::of(&left.node, left.service.as_deref()).row(context, LEFT);
-        (left.node.name.clone(), row)
-    });
-    std::iter::once(own)
-        .chain(others)
-        .chain(agents)
-        .chain(between)
-        .chain(left)
-        .collect()
 }
 
 /// How many members there are.
@@ -110,21 +85,62 @@ pub(super) struct Tally {
 }
 
 pub(super) fn tally(context: &HttpContext) -> Tally {
-    let rows = rows(context);
-    let in_state = |state| {
-        rows.iter()
-            .filter(|(_, row)| row["Status"] == state)
-            .count()
+    let servers = context.cluster.servers();
+    let view = context.cluster.registry().view();
+    let mut tally = Tally {
+        members: 1,
+        failed: 0,
+        left: 0,
     };
-    Tally {
-        // A client agent has heard of some of the others.
-        members: match context.node.server {
-            true => rows.len(),
-            false => context.cluster.node_count().max(rows.len()),
-        },
-        failed: in_state(FAILED),
-        left: in_state(LEFT),
+    for (_, status) in others(context, &servers, &view) {
+        tally.members += 1;
+        match status {
+            FAILED => tally.failed += 1,
+            LEFT => tally.left += 1,
+            _ => {}
+        }
     }
+    if !context.node.server {
+        // It has heard of some of the others.
+        tally.members = tally.members.max(context.cluster.node_count());
+    }
+    tally
+}
+
+/// The other servers, the client agents, and who has left, each with its status.
+fn others<'a>(
+    context: &'a HttpContext,
+    servers: &'a [Member],
+    view: &'a View,
+) -> impl Iterator<Item = (Other<'a>, u8)> {
+    let lost = Lost::of(context);
+    let known = other_servers(context, servers).map(move |server| {
+        let entry = view.node(&server.name).map(|entry| &**entry);
+        let status = if lost.has_failed(server, entry) {
+            FAILED
+        } else {
+            ALIVE
+        };
+        (Other::server(server, entry), status)
+    });
+    let agents = client_agents(context, view, servers).map(|entry| {
+        let status = if is_failed(entry) { FAILED } else { ALIVE };
+        (Other::of(&entry.node, None), status)
+    });
+    // Out of the membership, and not of the catalog.
+    let between = left_behind(servers, view).map(|entry| {
+        let status = if is_failed(entry) { LEFT } else { ALIVE };
+        let service = entry.services.get(SERVER_SERVICE);
+        (
+            Other::of(&entry.node, service.map(|service| &**service)),
+            status,
+        )
+    });
+    let own = &context.node.name;
+    let between = between.filter(|(other, _)| !other.name.eq_ignore_ascii_case(own));
+    let left = left(context, view, servers)
+        .map(|left| (Other::of(&left.node, left.service.as_deref()), LEFT));
+    known.chain(agents).chain(between).chain(left)
 }
 
 fn other_servers<'a>(
@@ -138,9 +154,9 @@ fn other_servers<'a>(
 
 /// The nodes that a client agent speaks for: those whose liveness is watched, and that are no servers.
 fn client_agents<'a>(
-    context: &HttpContext,
+    context: &'a HttpContext,
     view: &'a View,
-    servers: &[Member],
+    servers: &'a [Member],
 ) -> impl Iterator<Item = &'a NodeEntry> {
     let own = &context.node.name;
     view.nodes().map(|entry| &**entry).filter(move |entry| {
@@ -153,9 +169,9 @@ fn client_agents<'a>(
 
 /// Who has left, and is not there again.
 fn left<'a>(
-    context: &HttpContext,
+    context: &'a HttpContext,
     view: &'a View,
-    servers: &[Member],
+    servers: &'a [Member],
 ) -> impl Iterator<Item = &'a LeftMember> {
     let own = &context.node.name;
     view.left_members().map(|left| &**left).filter(move |left| {
@@ -252,51 +268,81 @@ fn member_json(name: &str, address: &str, tags: BTreeMap<&str, String>, status: 
 }
 
 /// What is told of another member.
-struct Told<'a> {
+struct Other<'a> {
     name: &'a str,
     address: &'a str,
-    id: String,
+    id: Cow<'a, str>,
     /// The Consul whose API it answers.
     build: Option<&'a str>,
-    /// Of a server: the port that other servers know it by, and which wharf it is.
-    server: Option<(String, Option<&'a str>)>,
+    server: Option<OtherServer<'a>>,
 }
 
-impl<'a> Told<'a> {
+struct OtherServer<'a> {
+    /// By which other servers know it.
+    port: Cow<'a, str>,
+    wharf: Option<&'a str>,
+}
+
+impl<'a> Other<'a> {
     /// As its node says it, and the instance on it that makes it a server.
-    fn of(node: &'a Node, service: Option<&'a NodeService>) -> Told<'a> {
-        Told {
+    fn of(node: &'a Node, service: Option<&'a NodeService>) -> Other<'a> {
+        Other {
             name: &node.name,
             address: &node.address,
-            id: node.id.to_string(),
+            id: Cow::Borrowed(&node.id),
             build: node.meta.get("consul-version").map(|build| &**build),
-            server: service.map(|service| (service.port.to_string(), wharf_version(service))),
+            server: service.map(|service| OtherServer {
+                port: service.port.to_string().into(),
+                wharf: wharf_version(service),
+            }),
+        }
+    }
+
+    /// As the membership and the catalog know it.
+    fn server(server: &'a Member, entry: Option<&'a NodeEntry>) -> Other<'a> {
+        let (host, port) = server
+            .address
+            .rsplit_once(':')
+            .unwrap_or((&server.address, ""));
+        let id = entry
+            .map(|entry| &*entry.node.id)
+            .filter(|id| !id.is_empty());
+        let service = entry.and_then(|entry| entry.services.get(SERVER_SERVICE));
+        Other {
+            name: &server.name,
+            address: host.trim_matches(['[', ']']),
+            id: id.map_or_else(|| server.id.to_string().into(), Cow::Borrowed),
+            build: entry.and_then(|entry| Other::of(&entry.node, None).build),
+            server: Some(OtherServer {
+                port: port.into(),
+                wharf: service.and_then(|service| wharf_version(service)),
+            }),
         }
     }
 
     fn row(&self, context: &HttpContext, status: u8) -> Value {
         let build = self.build.unwrap_or(CONSUL_VERSION);
-        let role = if self.server.is_some() {
-            SERVER
-        } else {
-            "node"
-        };
         let mut tags: BTreeMap<&str, String> = BTreeMap::from([
             ("acls", "0".into()),
             ("build", format!("{build}:")),
             ("dc", context.node.datacenter.to_string()),
-            ("id", self.id.clone()),
-            ("role", role.into()),
+            ("id", self.id.to_string()),
             ("segment", String::new()),
             ("vsn", "2".into()),
             ("vsn_max", "3".into()),
             ("vsn_min", "2".into()),
         ]);
-        if let Some((port, wharf)) = &self.server {
-            tags.insert("port", port.clone());
-            tags.insert("raft_vsn", "3".into());
-            if let Some(wharf) = wharf {
-                tags.insert("wharf", (*wharf).to_owned());
+        match &self.server {
+            Some(OtherServer { port, wharf }) => {
+                tags.insert("role", SERVER.into());
+                tags.insert("port", port.to_string());
+                tags.insert("raft_vsn", "3".into());
+                if let Some(wharf) = wharf {
+                    tags.insert("wharf", (*wharf).to_owned());
+                }
+            }
+            None => {
+                tags.insert("role", "node".into());
             }
         }
         member_json(self.name, self.address, tags, status)
@@ -305,28 +351,4 @@ impl<'a> Told<'a> {
 
 fn wharf_version(service: &NodeService) -> Option<&str> {
     service.meta.get("wharf").map(|version| &**version)
-}
-
-/// Another server, as the membership and the catalog know it.
-fn other_server(context: &HttpContext, view: &View, server: &Member, lost: &Lost) -> Value {
-    let entry = view.node(&server.name).map(|entry| &**entry);
-    let (host, port) = server
-        .address
-        .rsplit_once(':')
-        .unwrap_or((&server.address, ""));
-    let service = entry.and_then(|entry| entry.services.get(SERVER_SERVICE));
-    let wharf = service.and_then(|service| wharf_version(service));
-    let known = entry.map(|entry| Told::of(&entry.node, None));
-    let id = known.as_ref().map(|known| known.id.clone());
-    let told = Told {
-        name: &server.name,
-        address: host.trim_matches(['[', ']']),
-        id: id
-            .filter(|id| !id.is_empty())
-            .unwrap_or_else(|| server.id.to_string()),
-        build: known.and_then(|known| known.build),
-        server: Some((port.to_owned(), wharf)),
-    };
-    let failed = lost.has_failed(server, entry);
-    told.row(context, if failed { FAILED } else { ALIVE })
 }

@@ -77,7 +77,7 @@ pub(crate) fn is_failed(entry: &NodeEntry) -> bool {
 
 /// The nodes that say that they are servers, and are none of ours.
 pub(crate) fn left_behind<'a>(
-    members: &[Member],
+    members: &'a [Member],
     view: &'a View,
 ) -> impl Iterator<Item = &'a NodeEntry> {
     let nodes = view.nodes().map(|entry| &**entry);
