@@ -189,8 +189,8 @@ pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Respo
     };
     let index = |view: &View| view.alloc_index(&id);
     let keys = [WatchKey::Alloc(id.clone())];
-    let (view, index) = blocking::wait(context, &options, &keys, index).await?;
-    let mut response = match view.alloc(&id) {
+    let found = blocking::wait(context, &options, &keys, index).await?;
+    let mut response = match found.view.alloc(&id) {
         None => HttpError::not_found(format!("there is no allocation {id}")).into(),
         Some(alloc) => {
             request
@@ -199,7 +199,7 @@ pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Respo
             response::json(&**alloc, options.pretty)?
         }
     };
-    blocking::read_headers(context, &options, index, &mut response);
+    found.headers(context, &mut response);
     Ok(response)
 }
 

@@ -4,7 +4,7 @@
 //! for, and so does the watch cell that wakes it: a write elsewhere neither moves the one nor wakes
 //! the other. On a timeout the answer is the current one, with the index unchanged.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -24,6 +24,8 @@ use crate::cluster::Consistency;
 #[derive(Debug)]
 pub(crate) struct ReadOptions {
     pub(crate) consistency: Consistency,
+    /// How long the leader may have been out of touch when a stale read ends.
+    max_stale: Option<Duration>,
     /// 0: do not wait.
     pub(crate) min_index: u64,
     pub(crate) wait: Duration,
@@ -38,8 +40,9 @@ impl ReadOptions {
             let bound = text.parse::<GoDuration>().map(GoDuration::to_std);
             bound.map_err(|_| HttpError::bad_request(format!("Invalid max_stale value {text:?}")))
         });
-        let max_stale = max_stale.transpose()?;
-        let stale = query.has("stale") || max_stale.is_some();
+        // 0 is no bound.
+        let max_stale = max_stale.transpose()?.filter(|bound| !bound.is_zero());
+        let stale = query.has("stale") || query.has("max_stale");
         let consistent = query.has("consistent");
         if stale && consistent {
             return Err(HttpError::bad_request(
@@ -51,16 +54,9 @@ impl ReadOptions {
                 "Cannot specify ?cached with ?consistent, conflicting semantics.",
             ));
         }
-        // The bound holds when the read begins: whoever is out of touch for longer asks the leader. 0 is no bound.
-        let too_stale = max_stale
-            .filter(|bound| !bound.is_zero())
-            .is_some_and(|bound| {
-                let contact = context.cluster.last_contact();
-                contact.is_none_or(|contact| contact > bound)
-            });
         let consistency = if consistent {
             Consistency::Consistent
-        } else if stale && !too_stale && !query.has("leader") {
+        } else if stale && !is_out_of_touch(context, max_stale) && !query.has("leader") {
             Consistency::Stale
         } else {
             Consistency::Default
@@ -86,6 +82,7 @@ impl ReadOptions {
         check_datacenter(context, request)?;
         Ok(ReadOptions {
             consistency,
+            max_stale,
             min_index,
             wait: wait.min(settings.max_query_time),
             pretty: context.pretty(request),
@@ -97,6 +94,14 @@ impl ReadOptions {
         let jitter = rand::random_range(0.0..=1.0) * self.wait.as_secs_f64() / 16.0;
         Instant::now() + self.wait + Duration::from_secs_f64(jitter)
     }
+}
+
+/// Whether the leader has not been heard of for longer than that. Who is, asks it instead of answering.
+fn is_out_of_touch(context: &HttpContext, bound: Option<Duration>) -> bool {
+    bound.is_some_and(|bound| {
+        let contact = context.cluster.last_contact();
+        contact.is_none_or(|contact| contact > bound)
+    })
 }
 
 /// One datacenter is known, and Enterprise's namespaces are not.
@@ -174,13 +179,13 @@ pub(crate) async fn read<A>(
 where
     A: Fn(&View) -> Result<Answer, HttpError>,
 {
-    let (view, index) = wait(context, options, keys, index).await?;
-    let answer = answer(&view)?;
+    let found = wait(context, options, keys, index).await?;
+    let answer = answer(&found.view)?;
     let mut response = match answer.json {
         Some(json) => response::json_bytes(answer.status, json),
         None => response::empty(answer.status),
     };
-    read_headers(context, options, index, &mut response);
+    found.headers(context, &mut response);
     if answer.filtered {
         response
             .headers_mut()
@@ -189,30 +194,48 @@ where
     Ok(response)
 }
 
-/// The view to answer from, with the index of the answer.
+/// What a read is answered from.
+pub(crate) struct Found {
+    pub(crate) view: Arc<View>,
+    /// Of the answer.
+    index: u64,
+    /// How fresh it is, which may be more than was asked for.
+    consistency: Consistency,
+}
+
+impl Found {
+    pub(crate) fn headers(&self, context: &HttpContext, response: &mut Response) {
+        read_headers(context, self.consistency, self.index, response);
+    }
+}
+
 pub(crate) async fn wait(
     context: &HttpContext,
     options: &ReadOptions,
     keys: &[WatchKey],
     index: impl Fn(&View) -> u64,
-) -> Result<(std::sync::Arc<View>, u64), HttpError> {
+) -> Result<Found, HttpError> {
     context.cluster.barrier(options.consistency).await?;
     let registry = context.cluster.registry();
-    let current = || {
+    let current = |consistency| {
         let view = registry.view();
         // A restored state may bring a smaller one than the caller has seen.
         let index = index(&view).max(view.restored()).max(1);
-        (view, index)
+        Found {
+            view,
+            index,
+            consistency,
+        }
     };
     if options.min_index == 0 {
-        return Ok(current());
+        return Ok(current(options.consistency));
     }
     let mut watchers: Vec<_> = keys.iter().map(|key| registry.watch(key.clone())).collect();
     let deadline = options.deadline();
     loop {
-        let (view, index) = current();
-        if index > options.min_index {
-            return Ok((view, index));
+        let found = current(options.consistency);
+        if found.index > options.min_index {
+            return Ok(found);
         }
         let changed = futures_util::future::select_all(
             watchers
@@ -221,10 +244,17 @@ pub(crate) async fn wait(
         );
         tokio::select! {
             _ = changed => {}
-            () = tokio::time::sleep_until(deadline) => return Ok(current()),
-            () = context.shutdown.cancelled() => return Ok(current()),
+            () = tokio::time::sleep_until(deadline) => break,
+            () = context.shutdown.cancelled() => return Ok(current(options.consistency)),
         }
     }
+    // The leader may have gone while it waited.
+    let is_stale = options.consistency == Consistency::Stale;
+    if !is_stale || !is_out_of_touch(context, options.max_stale) {
+        return Ok(current(options.consistency));
+    }
+    context.cluster.barrier(Consistency::Default).await?;
+    Ok(current(Consistency::Default))
 }
 
 /// Milliseconds since a contact that never was, as Consul says it: the longest duration of Go.
@@ -233,7 +263,7 @@ const NEVER: u64 = i64::MAX as u64 / 1_000_000;
 /// The headers by which clients follow a read.
 pub(crate) fn read_headers(
     context: &HttpContext,
-    options: &ReadOptions,
+    consistency: Consistency,
     index: u64,
     response: &mut Response,
 ) {
@@ -245,7 +275,7 @@ pub(crate) fn read_headers(
         "false"
     };
     headers.insert(response::KNOWN_LEADER, HeaderValue::from_static(known));
-    let contact = match options.consistency {
+    let contact = match consistency {
         Consistency::Stale => context.cluster.last_contact().map_or(NEVER, |contact| {
             u64::try_from(contact.as_millis()).unwrap_or(NEVER)
         }),
@@ -253,7 +283,7 @@ pub(crate) fn read_headers(
         Consistency::Default | Consistency::Consistent => 0,
     };
     headers.insert(response::LAST_CONTACT, HeaderValue::from(contact));
-    let consistency = match options.consistency {
+    let consistency = match consistency {
         Consistency::Stale => "stale",
         Consistency::Default => "leader",
         Consistency::Consistent => "consistent",

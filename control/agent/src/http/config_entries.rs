@@ -110,8 +110,8 @@ pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Respo
         None => view.indexes().config,
     };
     let keys = [WatchKey::ConfigEntry(kind, name.clone())];
-    let (view, index) = blocking::wait(context, &options, &keys, index).await?;
-    let mut response = match view.config_entry(kind, &name) {
+    let found = blocking::wait(context, &options, &keys, index).await?;
+    let mut response = match found.view.config_entry(kind, &name) {
         Some(entry) => response::json(&entry.to_json(), options.pretty)?,
         None => {
             let text = format!(
@@ -122,7 +122,7 @@ pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Respo
             HttpError::not_found(text).into()
         }
     };
-    blocking::read_headers(context, &options, index, &mut response);
+    found.headers(context, &mut response);
     Ok(response)
 }
 

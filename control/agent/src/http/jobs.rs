@@ -251,7 +251,8 @@ async fn detail(
         WatchKey::JobAllocs(name.clone()),
     ];
     let index = |view: &View| view.job_index(name).max(view.job_allocs_index(name));
-    let (view, index) = blocking::wait(context, options, &keys, index).await?;
+    let found = blocking::wait(context, options, &keys, index).await?;
+    let view = &found.view;
     let job = match version {
         None => view.job(name),
         Some(version) => view.job_version(name, version),
@@ -261,13 +262,13 @@ async fn detail(
         Some(job) => {
             let detail = JobDetail {
                 job,
-                summary: JobSummary::of(&view, job),
+                summary: JobSummary::of(view, job),
                 placement_failures: context.decisions.failures(name),
             };
             response::json(&detail, options.pretty)?
         }
     };
-    blocking::read_headers(context, options, index, &mut response);
+    found.headers(context, &mut response);
     Ok(response)
 }
 

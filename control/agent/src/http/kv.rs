@@ -69,14 +69,14 @@ pub(crate) async fn get(context: &HttpContext, request: Request) -> Result<Respo
     let key: Str = request.name("Missing key name")?.into();
     request.caller.check(Resource::Key(&key), Access::Read)?;
     let watch = [WatchKey::Kv(key.clone())];
-    let (view, index) =
-        blocking::wait(context, &options, &watch, |view| view.kv_index(&key)).await?;
-    let mut response = match view.kv(&key) {
+    let index = |view: &View| view.kv_index(&key);
+    let found = blocking::wait(context, &options, &watch, index).await?;
+    let mut response = match found.view.kv(&key) {
         None => response::empty(StatusCode::NOT_FOUND),
         Some(entry) if request.query.has("raw") => raw(entry),
         Some(entry) => response::json(&[Row::from(&**entry)], options.pretty)?,
     };
-    blocking::read_headers(context, &options, index, &mut response);
+    found.headers(context, &mut response);
     Ok(response)
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn save(context: &HttpContext, request: Request) -> Result<Resp
     let (sender, receiver) = mpsc::channel(PIECES);
     tokio::spawn(send(saved, sender));
     let mut response = response::stream("application/x-gzip", receiver, context.shutdown.clone());
-    blocking::read_headers(context, &options, index, &mut response);
+    blocking::read_headers(context, options.consistency, index, &mut response);
     Ok(response)
 }
 

@@ -568,7 +568,7 @@ async fn filters_choose_rows() {
 
 #[tokio::test]
 async fn the_bound_of_a_stale_read_is_kept_and_what_the_leader_says_is_not_old() {
-    let api = Api::start().await;
+    let api = Arc::new(Api::start().await);
     *api.cluster.contact.lock().unwrap() = Some(Duration::from_millis(36));
     for (query, consistency, contact) in [
         ("", Consistency::Default, "0"),
@@ -590,6 +590,21 @@ async fn the_bound_of_a_stale_read_is_kept_and_what_the_leader_says_is_not_old()
             Some(contact),
             "{query}"
         );
+    }
+    // It holds when the read ends, too: the leader may go while it waits.
+    for (query, consistency) in [("max_stale=1m", "leader"), ("stale", "stale")] {
+        *api.cluster.contact.lock().unwrap() = Some(Duration::from_millis(36));
+        api.cluster.barriers.lock().unwrap().clear();
+        let path = format!("/v1/catalog/services?index=1000&wait=10ms&{query}");
+        let reader = api.clone();
+        let parked = tokio::spawn(async move { reader.get(&path).await });
+        while api.cluster.barriers.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        *api.cluster.contact.lock().unwrap() = Some(Duration::from_secs(100));
+        let reply = parked.await.unwrap();
+        let found = reply.header("x-consul-effective-consistency");
+        assert_eq!(found, Some(consistency));
     }
     // Never heard of any: older than every bound.
     *api.cluster.contact.lock().unwrap() = None;
