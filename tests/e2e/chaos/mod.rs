@@ -279,18 +279,34 @@ fn print(account: &Account, memory: &Memory) {
     println!("{} looks at the agents", memory.liveness.count());
 }
 
+/// A lab in which everybody runs and is known; `None` where there can be none.
+fn started(seed: u64, duration: Duration) -> Option<Lab> {
+    let mut lab = Lab::new()?;
+    println!("WHARF_CHAOS_SEED={seed} for {duration:?}");
+    everybody().for_each(|number| lab.start(number));
+    let passing = |agent| status_of(lab.http(1), agent).as_deref() == Some("passing");
+    let there = eventually(SOON, || agents().all(passing));
+    assert!(there, "{}", lab.output());
+    Some(lab)
+}
+
+fn assert_no_mistakes(liveness: &Liveness, since: Instant, lab: &Lab, seed: u64) {
+    let mistakes = liveness.mistakes(since);
+    assert!(
+        mistakes.is_empty(),
+        "seed {seed}: taken for dead without being away:\n{}\n{}",
+        mistakes.join("\n"),
+        lab.output()
+    );
+}
+
 #[test]
 fn whatever_happens_all_promises_are_kept() {
     in_network(|| {
-        let Some(mut lab) = Lab::new() else {
+        let (seed, duration) = (chaos_seed(), chaos_duration(15));
+        let Some(mut lab) = started(seed, duration) else {
             return;
         };
-        let (seed, duration) = (chaos_seed(), chaos_duration(15));
-        println!("WHARF_CHAOS_SEED={seed} for {duration:?}");
-        everybody().for_each(|number| lab.start(number));
-        let passing = |agent| status_of(lab.http(1), agent).as_deref() == Some("passing");
-        let there = eventually(SOON, || agents().all(passing));
-        assert!(there, "{}", lab.output());
         let all: Vec<Http> = everybody().map(|number| lab.http(number)).collect();
         let memory = Memory::default();
         let (stop, network) = (AtomicBool::new(false), Network::current());
@@ -334,13 +350,7 @@ fn whatever_happens_all_promises_are_kept() {
         print(&account, &memory);
         assert_instances(&lab, &memory);
         assert_nothing_is_lost(&lab, &memory);
-        let mistakes = memory.liveness.mistakes(account.began);
-        assert!(
-            mistakes.is_empty(),
-            "seed {seed}: taken for dead without being away:\n{}\n{}",
-            mistakes.join("\n"),
-            lab.output()
-        );
+        assert_no_mistakes(&memory.liveness, account.began, &lab, seed);
         assert_linearizable(&memory, seed);
     });
 }
@@ -354,15 +364,10 @@ fn whatever_happens_all_promises_are_kept() {
 #[test]
 fn lost_packets_kill_nobody() {
     in_network(|| {
-        let Some(mut lab) = Lab::new() else {
+        let (seed, duration) = (chaos_seed(), chaos_duration(15));
+        let Some(mut lab) = started(seed, duration) else {
             return;
         };
-        let (seed, duration) = (chaos_seed(), chaos_duration(15));
-        println!("WHARF_CHAOS_SEED={seed} for {duration:?}");
-        everybody().for_each(|number| lab.start(number));
-        let passing = |agent| status_of(lab.http(1), agent).as_deref() == Some("passing");
-        let there = eventually(SOON, || agents().all(passing));
-        assert!(there, "{}", lab.output());
         let mut chance = Chance::new(seed);
         for number in everybody() {
             let percent = 20 + u32::try_from(chance.below(11)).unwrap();
@@ -400,13 +405,7 @@ fn lost_packets_kill_nobody() {
             println!("a kill was seen after {:?}", killed.elapsed());
         });
         println!("{} looks at the agents", liveness.count());
-        let mistakes = liveness.mistakes(began);
-        assert!(
-            mistakes.is_empty(),
-            "seed {seed}: taken for dead without being away:\n{}\n{}",
-            mistakes.join("\n"),
-            lab.output()
-        );
+        assert_no_mistakes(&liveness, began, &lab, seed);
     });
 }
 
