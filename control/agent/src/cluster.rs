@@ -42,6 +42,9 @@ pub enum ClusterError {
     TooLarge(String),
     #[error("{0}")]
     OutcomeUnknown(String),
+    /// This server has not got what the leader has, and does not get it now.
+    #[error("this server is behind the leader, as {0}: ask another server, or with ?stale")]
+    Behind(&'static str),
     #[error("the agent is shutting down")]
     ShuttingDown,
     /// A client agent has no connection to any server. As Consul says it.

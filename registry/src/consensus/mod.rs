@@ -61,7 +61,7 @@ use self::{
     admission::{Admission, Permit, Refused},
     contact::Contact,
     data_dir::DataDir,
-    disk::{Disk, PeerDisks},
+    disk::{Disk, PeerDisks, Room},
     identity::Identity,
     line::{Line, Place, Turn},
     machine::{Machine, Snapshots},
@@ -459,6 +459,11 @@ impl Consensus {
             Ok(read) => Ok(read.read_log_id().index()),
             Err(error) => Err(inner.read_error(error)),
         }
+    }
+
+    /// Whether this server takes what a leader sends. One whose disk is full does not, until there is room again.
+    pub fn can_follow(&self) -> bool {
+        self.is_leader() || self.inner.disk.space.look() >= Room::Entries
     }
 
     /// Waits until this server has applied the entry at `index`: its view has it when this returns.

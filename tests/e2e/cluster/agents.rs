@@ -30,7 +30,7 @@ use super::servers::{Load, Server, Site, assert_everywhere, leader_of};
 use crate::platform::world::{PATIENCE, processes};
 
 /// The platform has tests of its own.
-const NO_PLATFORM: &str = "-hcl=platform { enabled = false }";
+pub(super) const NO_PLATFORM: &str = "-hcl=platform { enabled = false }";
 
 fn register(agent: &Server, body: &Value) {
     let body = body.to_string();

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use wharf_tests::{FreezableDisk, SOON, SmallDisk, eventually};
 
-use super::servers::{Load, Server, Site, assert_everywhere, leader_of};
+use super::{
+    agents::NO_PLATFORM,
+    servers::{Load, Server, Site, assert_everywhere, leader_of},
+};
 
 /// Longer than a leader waits for its disk.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,6 +37,9 @@ fn a_full_leader_hands_over_and_a_full_follower_comes_back_when_there_is_room() 
     let load = Load::on(&servers);
     load.wait_for_writes_after(Instant::now(), 50);
     let old = leader_of(&servers);
+    // It is with the one that will be full, the only one that it knows at first.
+    let agent = site.client_of(&[servers[old].number], 21, &[NO_PLATFORM]);
+    assert!(eventually(SOON, || agent.put("agent/first", b"value")));
     // A twentieth is kept back; half of that is left, and then nothing.
     let disk = disk_of(&disks, &servers[old]);
     let filled = Instant::now();
@@ -67,6 +73,29 @@ fn a_full_leader_hands_over_and_a_full_follower_comes_back_when_there_is_room() 
         servers[old].http.get("/v1/kv/load/0/0?stale&raw").status,
         200
     );
+    // What it does not get it does not wait for, and says why; what is written through it is done all the same.
+    let asked = Instant::now();
+    let behind = servers[old].http.get("/v1/kv/load/0/0?consistent&raw");
+    assert_eq!(behind.status, 500, "{}", behind.text());
+    assert!(
+        behind.text().contains("its disk is full"),
+        "{}",
+        behind.text()
+    );
+    assert!(servers[old].put("full/through", b"value"));
+    assert!(
+        asked.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        asked.elapsed()
+    );
+    assert_eq!(
+        servers[new].http.get("/v1/kv/full/through?raw").text(),
+        "value"
+    );
+    // Its agents go elsewhere.
+    assert!(eventually(SOON, || {
+        agent.put("agent/then", b"value") && agent.http.get("/v1/kv/agent/then").status == 200
+    }));
     // Through a change of the leader too, for which it cannot even vote.
     let third = 3 - old - new;
     let id = servers[new]

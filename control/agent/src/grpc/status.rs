@@ -92,6 +92,7 @@ pub(super) fn cluster(error: &ClusterError) -> Status {
         ClusterError::NoLeader | ClusterError::NoServers => {
             retry(Code::Unavailable, "NO_LEADER", message)
         }
+        ClusterError::Behind(_) => retry(Code::Unavailable, "BEHIND", message),
         ClusterError::Overloaded => retry(Code::ResourceExhausted, "OVERLOADED", message),
         ClusterError::TooManyCalls(_) => retry(Code::ResourceExhausted, "RATE_LIMITED", message),
         ClusterError::DiskFull(_) => retry(Code::ResourceExhausted, "DISK_FULL", message),

@@ -63,6 +63,7 @@ impl From<ClusterError> for HttpError {
             ClusterError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             ClusterError::Refused(Refusal::Platform(refusal)) => platform_status(refusal),
             ClusterError::NoLeader
+            | ClusterError::Behind(_)
             | ClusterError::NoServers
             | ClusterError::OutcomeUnknown(_)
             | ClusterError::Refused(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -109,12 +109,12 @@ impl Server {
                 return Err(CallError::Unknown(reason).into());
             }
         };
-        let applied = self.consensus.wait_applied(reply.index);
-        match tokio::time::timeout(APPLIED_WITHIN, applied).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(ClusterError::ShuttingDown),
+        match self.applied(reply.index, APPLIED_WITHIN).await {
             // It is done all the same; this server is behind, and says so to whoever reads.
-            Err(_) => tracing::debug!(index = reply.index, "this server is behind its own write"),
+            Err(ClusterError::Behind(reason)) => {
+                tracing::debug!(reason, "this server is behind its own write");
+            }
+            applied => applied?,
         }
         Outcome::decode(&reply.outcome).map_err(|error| {
             ClusterError::OutcomeUnknown(format!(
@@ -144,11 +144,28 @@ impl Server {
             },
             _ = lost => return Err(ClusterError::NoLeader),
         };
+        self.applied(index, self.hold).await
+    }
+
+    /// Waits until this server has what the log has at `index`, unless it is known that it will not.
+    async fn applied(&self, index: u64, within: Duration) -> Result<(), ClusterError> {
+        let deadline = tokio::time::Instant::now() + within;
         let applied = self.consensus.wait_applied(index);
-        match tokio::time::timeout(self.hold, applied).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(ClusterError::ShuttingDown),
-            Err(_) => Err(ClusterError::NoLeader),
+        tokio::pin!(applied);
+        loop {
+            let now = tokio::time::Instant::now();
+            let look = deadline.min(now + LOOK_AGAIN);
+            match tokio::time::timeout_at(look, &mut applied).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(_)) => return Err(ClusterError::ShuttingDown),
+                Err(_) if !self.consensus.can_follow() => {
+                    return Err(ClusterError::Behind("its disk is full"));
+                }
+                Err(_) if look >= deadline => {
+                    return Err(ClusterError::Behind("what was written has not come yet"));
+                }
+                Err(_) => {}
+            }
         }
     }
 

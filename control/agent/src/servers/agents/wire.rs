@@ -11,7 +11,8 @@ use crate::cluster::ClusterError;
 /// The longest name of anything that is followed, in bytes.
 const MAX_NAME: usize = 4096;
 
-/// Who the servers are, for their agents. A leader that does not hear this server is none to them.
+/// Who the servers are, for their agents. A leader that does not hear this server, or whom it cannot follow, is none to
+/// them.
 pub(super) fn write_servers(consensus: &Consensus, is_heard: bool) -> proto::ServerList {
     let members = consensus.members().into_iter();
     let servers = members.map(|member| {
@@ -23,7 +24,10 @@ pub(super) fn write_servers(consensus: &Consensus, is_heard: bool) -> proto::Ser
     });
     proto::ServerList {
         servers: servers.collect(),
-        leader: consensus.leader().filter(|_| is_heard).map(write_leader),
+        leader: consensus
+            .leader()
+            .filter(|_| is_heard && consensus.can_follow())
+            .map(write_leader),
     }
 }
 
@@ -65,7 +69,9 @@ pub(super) fn write_reply(
                 ClusterError::NoLeader => (Kind::NoLeader, String::new()),
                 ClusterError::Overloaded => (Kind::Overloaded, String::new()),
                 // It goes to another server, which may do it.
-                ClusterError::ShuttingDown => (Kind::NoLeader, String::new()),
+                ClusterError::ShuttingDown | ClusterError::Behind(_) => {
+                    (Kind::NoLeader, String::new())
+                }
                 ClusterError::DiskFull(text) => (Kind::DiskFull, text),
                 ClusterError::TooLarge(text) => (Kind::TooLarge, text),
                 ClusterError::OutcomeUnknown(text) => (Kind::OutcomeUnknown, text),
