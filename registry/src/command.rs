@@ -202,7 +202,7 @@ pub enum DecodeError {
     Empty,
     #[error("command encoding {0} is newer than this binary's {ENCODING}")]
     Version(u8),
-    #[error("unreadable command: {0}")]
+    #[error("a command that this wharf cannot read, of a newer one or damaged: {0}")]
     Body(#[from] rmp_serde::decode::Error),
 }
 
