@@ -78,16 +78,22 @@ pub(super) async fn join(matches: &ArgMatches, shell: &mut Shell<'_>) -> Result<
 }
 
 pub(super) fn force_leave_command() -> Command {
-    client_command("force-leave", "Take a member that is dead out of the cluster")
-        .args([
-            argument("NODE").required(true),
-            switch("prune", "Take it out of the list of members too; otherwise it is shown as left for a day"),
-        ])
-        .long_about(
-            "NODE is the name of a server or an agent that is gone for good. The rest of the servers has to have a\n\
-             live majority without it. Who is alive stays.",
-        )
-        .after_help("  $ wharf force-leave s3")
+    client_command(
+        "force-leave",
+        "Take a member that is dead out of the cluster",
+    )
+    .args([
+        argument("NODE").required(true),
+        switch(
+            "prune",
+            "Take it out of the list of members too; otherwise it is shown as left for a day",
+        ),
+    ])
+    .long_about(
+        "NODE is the name of a server or an agent that is gone for good. The rest of the servers\n\
+             has to have a live majority without it. Who is alive stays.",
+    )
+    .after_help("  $ wharf force-leave s3\n  $ wharf force-leave -prune s3")
 }
 
 pub(super) async fn force_leave(
