@@ -250,8 +250,17 @@ fn an_agent_that_dies_is_seen_and_comes_back_with_what_it_had() {
     for server in &servers {
         assert!(eventually(SOON, || server.state_of("c21") == "left"));
     }
+    // Somebody else registers a node of that name meanwhile, which is no member and stays.
+    let external = json!({"Node": "c21", "Address": "10.0.0.1"}).to_string();
+    let reply = servers[1].http.put("/v1/catalog/register", external);
+    assert_eq!(reply.status, 200, "{}", reply.text());
     servers[1].run(&["force-leave", "-prune", "c21"]).success();
     assert!(eventually(SOON, || servers[0].state_of("c21").is_empty()));
+    let node = servers[1]
+        .http
+        .get("/v1/catalog/node/c21?consistent")
+        .json();
+    assert_eq!(node["Node"]["Address"], "10.0.0.1");
 }
 
 #[test]

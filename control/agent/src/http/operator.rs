@@ -200,7 +200,8 @@ pub(crate) async fn force_leave(
     let mut members = members.into_iter();
     let member = members.find(|member| member.name.eq_ignore_ascii_case(name));
     let view = context.cluster.registry().view();
-    let entry = view.node(name).filter(|entry| left::is_member(entry));
+    let entry = view.node(name).map(|entry| &**entry);
+    let entry = entry.filter(|entry| left::is_member(entry));
     let left = view.left_member(name);
     let is_alive = match (&member, entry) {
         (Some(member), _) => member.is_alive(),
@@ -215,7 +216,7 @@ pub(crate) async fn force_leave(
         operator.remove(member.id).await?;
     }
     let commands = match entry {
-        _ if request.query.has("prune") => left::prune(name),
+        _ if request.query.has("prune") => left::prune(name, entry),
         Some(entry) if left::is_failed(entry) => vec![left::take_out(entry)],
         // The node of a server that is dead says so soon, and goes then.
         _ => Vec::new(),

@@ -46,17 +46,16 @@ fn depart(node: Str, unless: Option<Changed>) -> Command {
     })
 }
 
-/// Takes a node out, and forgets it. Where it lives after all, it comes back by itself.
-pub(crate) fn prune(node: &str) -> Vec<Command> {
-    let targets = [
-        DeregisterTarget::Node,
-        DeregisterTarget::LeftMember { time: None },
-    ];
-    let commands = targets.map(|target| {
-        let node = node.into();
+/// Forgets a member of that name, and takes out its node, if it has one still. Where it lives after all, it comes back by
+/// itself. A node of that name that is no member's is somebody else's.
+pub(crate) fn prune(name: &str, member: Option<&NodeEntry>) -> Vec<Command> {
+    let node = member.map(|_| DeregisterTarget::Node);
+    let targets = [DeregisterTarget::LeftMember { time: None }];
+    let commands = node.into_iter().chain(targets).map(|target| {
+        let node = name.into();
         Command::Deregister(Deregister { node, target })
     });
-    commands.into()
+    commands.collect()
 }
 
 /// Whether a member of that name is there, dead or alive.
