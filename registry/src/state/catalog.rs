@@ -146,6 +146,12 @@ impl NodeEntry {
         }
     }
 
+    /// Whether this check is there, and has not been changed after `index`.
+    pub(crate) fn says_still(&self, check: &str, index: u64) -> bool {
+        let check = self.checks.get(check);
+        check.is_some_and(|check| check.modify_index <= index)
+    }
+
     /// The checks of one instance, or of the node itself when the id is empty, by check id.
     pub fn checks_of<'a>(
         &'a self,

@@ -35,11 +35,8 @@ impl State {
         let Some(entry) = self.nodes.get(key) else {
             return;
         };
-        let is_late = departure.unless.as_ref().is_some_and(|unless| {
-            let check = entry.checks.get(&unless.check);
-            check.is_none_or(|check| check.modify_index > unless.index)
-        });
-        if is_late {
+        let unless = departure.unless.as_ref();
+        if unless.is_some_and(|unless| !entry.says_still(&unless.check, unless.index)) {
             return;
         }
         let left = LeftMember {

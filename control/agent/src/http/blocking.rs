@@ -209,6 +209,7 @@ impl Found {
     }
 }
 
+/// Waits until the index of the answer is above the one the caller has seen, or the time is over.
 pub(crate) async fn wait(
     context: &HttpContext,
     options: &ReadOptions,

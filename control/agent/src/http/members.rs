@@ -290,7 +290,7 @@ impl<'a> Other<'a> {
             name: &node.name,
             address: &node.address,
             id: Cow::Borrowed(&node.id),
-            build: node.meta.get("consul-version").map(|build| &**build),
+            build: consul_version(node),
             server: service.map(|service| OtherServer {
                 port: service.port.to_string().into(),
                 wharf: wharf_version(service),
@@ -312,7 +312,7 @@ impl<'a> Other<'a> {
             name: &server.name,
             address: host.trim_matches(['[', ']']),
             id: id.map_or_else(|| server.id.to_string().into(), Cow::Borrowed),
-            build: entry.and_then(|entry| Other::of(&entry.node, None).build),
+            build: entry.and_then(|entry| consul_version(&entry.node)),
             server: Some(OtherServer {
                 port: port.into(),
                 wharf: service.and_then(|service| wharf_version(service)),
@@ -347,6 +347,10 @@ impl<'a> Other<'a> {
         }
         member_json(self.name, self.address, tags, status)
     }
+}
+
+fn consul_version(node: &Node) -> Option<&str> {
+    node.meta.get("consul-version").map(|version| &**version)
 }
 
 fn wharf_version(service: &NodeService) -> Option<&str> {

@@ -227,8 +227,7 @@ impl State {
             DeregisterTarget::Node => self.remove_node(index, &key, touched),
             DeregisterTarget::NodeAt { check, index: at } => {
                 let entry = self.nodes.get(&key);
-                let check = entry.and_then(|entry| entry.checks.get(check));
-                if check.is_some_and(|check| check.modify_index <= *at) {
+                if entry.is_some_and(|entry| entry.says_still(check, *at)) {
                     self.remove_node(index, &key, touched);
                 }
             }
